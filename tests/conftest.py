@@ -1,0 +1,230 @@
+"""Fixtures: layers on a real disk, mounts that cannot hang, checks after every test.
+
+Mounts are made in a mount namespace of this pytest process: whatever happens to it, its daemons
+die with it and nothing stays mounted on the host.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import system
+from tests.mounts import (
+    KERNEL_OPTIONS,
+    FuseOverlayfsMount,
+    KernelMount,
+    Layers,
+    Mounted,
+    UnionMount,
+    mounted_below,
+)
+from tests.oracle import Builder, Pair, Subject
+from tests.watchdog import CONNECTIONS, Watchdog
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+#: Seconds for a test to end by itself.
+LIMIT, SLOW_LIMIT = 90, 600
+
+Mount = Callable[..., Any]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--subject=kernel puts the kernel's overlayfs in our place: it proves the expectations."""
+    parser.addoption("--subject", choices=("unionfs", "kernel"), default="unionfs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the host's mounts alone from here on."""
+    if os.geteuid() == 0:
+        system.private_mount_namespace()
+        if not any(CONNECTIONS.iterdir()) and not os.path.ismount(CONNECTIONS):
+            system.mount("none", CONNECTIONS, "fusectl")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs root where there is none."""
+    if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture(autouse=True)
+def limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Interrupt a test that waits for what never comes."""
+    seconds = SLOW_LIMIT if request.node.get_closest_marker("slow") else LIMIT
+
+    def expire(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"the test took longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def watchdog() -> Iterator[Watchdog]:
+    """The process that aborts mounts whose time is up."""
+    dog = Watchdog()
+    yield dog
+    dog.close()
+
+
+def _scratch() -> Path:
+    """A new directory on a disk: overlayfs wants no overlayfs below and xattrs."""
+    base = os.environ.get("UNIONFS_TEST_DIR", "/var/tmp")
+    path = Path(tempfile.mkdtemp(prefix="unionfs-test-", dir=base))
+    path.chmod(0o755)
+    return path
+
+
+def _remove(path: Path) -> None:
+    """Remove a scratch directory, with what is still mounted there and immutable files."""
+    while below := mounted_below(path):
+        for target in reversed(below):
+            system.umount(target, system.MNT_DETACH)
+    try:
+        shutil.rmtree(path)
+    except OSError:
+        subprocess.run(["chattr", "-R", "-f", "-i", "-a", str(path)], check=False)
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory on a disk for one test."""
+    path = _scratch()
+    yield path
+    _remove(path)
+
+
+@pytest.fixture(scope="module")
+def module_scratch() -> Iterator[Path]:
+    """A directory on a disk for the tests of one file."""
+    path = _scratch()
+    yield path
+    _remove(path)
+
+
+@pytest.fixture
+def layers(scratch: Path) -> Layers:
+    """Two lowers, an upper and a workdir, all empty and nothing mounted."""
+    return Layers(scratch)
+
+
+class _Mounts:
+    """All that one test mounted; ended in reverse order with every check."""
+
+    def __init__(self) -> None:
+        self._all: list[Any] = []
+
+    def add(self, mounted: Any) -> Any:
+        self._all.append(mounted)
+        return mounted
+
+    def end(self) -> None:
+        errors: list[BaseException] = []
+        while self._all:
+            mounted = self._all.pop()
+            try:
+                mounted.unmount()
+            except (AssertionError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+@pytest.fixture
+def mounts() -> Iterator[_Mounts]:
+    """Keeps what the test mounts."""
+    all_mounts = _Mounts()
+    yield all_mounts
+    all_mounts.end()
+
+
+@pytest.fixture(scope="session")
+def subject(request: pytest.FixtureRequest, watchdog: Watchdog) -> Subject:
+    """Mounts what is under test: subject(layers, "option,option", ...)."""
+
+    def ours(layers: Layers, options: str = "", **arguments: Any) -> Mounted:
+        return UnionMount(layers, watchdog, options, **arguments)
+
+    def kernels(layers: Layers, options: str = "", **_arguments: Any) -> Mounted:
+        if options not in ("", "volatile"):
+            pytest.skip(f"overlayfs has no {options}")
+        return KernelMount(layers, f"{KERNEL_OPTIONS},{options}".rstrip(","))
+
+    return kernels if request.config.getoption("--subject") == "kernel" else ours
+
+
+@pytest.fixture
+def ours_only(request: pytest.FixtureRequest) -> None:
+    """For tests of what only our daemon has."""
+    if request.config.getoption("--subject") == "kernel":
+        pytest.skip("not of the kernel's overlayfs")
+
+
+@pytest.fixture
+def union(layers: Layers, mounts: _Mounts, subject: Subject) -> Mount:
+    """Mounts our union over `layers` (or others): union("option,option", layers=..., ...)."""
+
+    def mount(options: str = "", *, layers: Layers = layers, **arguments: Any) -> Any:
+        return mounts.add(subject(layers, options, **arguments))
+
+    return mount
+
+
+@pytest.fixture
+def kernel(layers: Layers, mounts: _Mounts) -> Callable[..., KernelMount]:
+    """Mounts the kernel's overlayfs over `layers` (or others)."""
+
+    def mount(*, layers: Layers = layers, **arguments: Any) -> KernelMount:
+        mounted: KernelMount = mounts.add(KernelMount(layers, **arguments))
+        return mounted
+
+    return mount
+
+
+@pytest.fixture
+def fuse_overlayfs(
+    layers: Layers, mounts: _Mounts, watchdog: Watchdog
+) -> Callable[..., FuseOverlayfsMount]:
+    """Mounts the peer over `layers` (or others)."""
+    if shutil.which("fuse-overlayfs") is None:
+        pytest.skip("fuse-overlayfs is not installed")
+
+    def mount(*, layers: Layers = layers, **arguments: Any) -> FuseOverlayfsMount:
+        mounted: FuseOverlayfsMount = mounts.add(FuseOverlayfsMount(layers, watchdog, **arguments))
+        return mounted
+
+    return mount
+
+
+@pytest.fixture
+def pair(scratch: Path, mounts: _Mounts, subject: Subject) -> Callable[..., Pair]:
+    """Makes a `Pair` from a function that fills `Layers`."""
+
+    def make(build: Builder, **arguments: Any) -> Pair:
+        made: Pair = mounts.add(Pair(scratch / "pair", subject, build, **arguments))
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def arena(request: pytest.FixtureRequest, module_scratch: Path, subject: Subject) -> Iterator[Pair]:
+    """One `Pair` for all cases of a file, each in a directory of its own, made by its `build`."""
+    made = Pair(module_scratch / "pair", subject, request.module.build, seconds=300.0)
+    yield made
+    made.unmount()

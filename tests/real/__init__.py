@@ -1,0 +1,1 @@
+"""Programs that people run, on trees that people have."""

@@ -1,0 +1,1 @@
+"""What the merged tree does, by subject."""

@@ -1,0 +1,214 @@
+"""Unions that are read-only, volatile or show another owner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import build, system, tree
+from tests.mounts import Layers
+from tests.system import attempt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.needs_root
+
+Mount = Callable[..., Any]
+
+
+def everything_that_writes(root: Path) -> dict[str, str | None]:
+    operations: dict[str, Callable[[], Any]] = {
+        "create": (root / "new").touch,
+        "write": lambda: (root / "file").open("r+b"),
+        "truncate": lambda: os.truncate(root / "file", 0),
+        "mkdir": (root / "new").mkdir,
+        "unlink": (root / "file").unlink,
+        "rmdir": (root / "empty").rmdir,
+        "rename": lambda: (root / "file").rename(root / "new"),
+        "link": lambda: os.link(root / "file", root / "new"),
+        "symlink": lambda: (root / "new").symlink_to("file"),
+        "mkfifo": lambda: os.mkfifo(root / "new"),
+        "chmod": lambda: (root / "file").chmod(0o600),
+        "chown": lambda: os.chown(root / "file", 1, 1),
+        "utime": lambda: os.utime(root / "file"),
+        "setxattr": lambda: os.setxattr(root / "file", "user.x", b"1"),
+        "removexattr": lambda: os.removexattr(root / "file", "user.kept"),
+    }
+    return {name: attempt(operation).error for name, operation in operations.items()}
+
+
+def filled(layers: Layers) -> None:
+    build.write(layers.lowers[0] / "file", "lower")
+    os.setxattr(layers.lowers[0] / "file", "user.kept", b"1")
+    build.write(layers.lowers[1] / "d" / "lowest", "lowest")
+    (layers.lowers[0] / "empty").mkdir()
+
+
+def test_without_an_upper(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    layers.upper = layers.work = None
+    root = union().root
+    errors = everything_that_writes(root)
+    assert errors == dict.fromkeys(errors, "EROFS")
+    assert sorted(os.listdir(root)) == ["d", "empty", "file"]
+    assert (root / "d" / "lowest").read_text() == "lowest"
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_one_lower_alone(scratch: Path, union: Mount) -> None:
+    layers = Layers(scratch / "one", lowers=1)
+    layers.upper = layers.work = None
+    build.write(layers.lowers[0] / "file", "lower")
+    build.whiteout(layers.lowers[0] / "gone")
+    root = union(layers=layers).root
+    assert os.listdir(root) == ["file"]
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_read_only_with_an_upper(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    assert layers.upper is not None
+    build.write(layers.upper / "upper", "upper")
+    before = tree.snapshot(layers.upper, ctime=True)
+    root = union("ro").root
+    errors = everything_that_writes(root)
+    assert errors == dict.fromkeys(errors, "EROFS")
+    assert (root / "upper").read_text() == "upper"
+    tree.assert_same(before, tree.snapshot(layers.upper, ctime=True))
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_read_only_holds_against_a_remount(layers: Layers, union: Mount) -> None:
+    """The kernel turns a FUSE mount read-write without a word to the daemon."""
+    filled(layers)
+    root = union("ro").root
+    system.mount(None, root, None, system.MS_REMOUNT)
+    errors = everything_that_writes(root)
+    assert errors == dict.fromkeys(errors, "EROFS")
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_access_times_of_lowers_stay(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    os.utime(layers.lowers[0] / "file", ns=(10**18, 10**18))
+    root = union().root
+    (root / "file").read_text()
+    os.listdir(root)
+    assert (layers.lowers[0] / "file").stat().st_atime_ns == 10**18
+
+
+@pytest.mark.usefixtures("ours_only")
+@pytest.mark.parametrize("option", ["volatile", "fsync=0"])
+def test_volatile(layers: Layers, union: Mount, option: str) -> None:
+    filled(layers)
+    assert layers.work is not None
+    marker = layers.work / "work" / "incompat" / "volatile"
+    mounted = union(option)
+    assert marker.is_dir()
+    fd = os.open(mounted.root / "file", os.O_RDWR)
+    os.write(fd, b"x")
+    os.fsync(fd)
+    os.close(fd)
+    mounted.unmount()
+    assert marker.is_dir()
+    with pytest.raises(AssertionError, match="volatile"):
+        union()
+    marker.rmdir()
+    assert (union().root / "file").read_text() == "xower"
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_volatile_marker_of_the_kernel_is_honoured(
+    layers: Layers, union: Mount, kernel: Callable[..., Any]
+) -> None:
+    filled(layers)
+    kernel(options="volatile").unmount()
+    with pytest.raises(AssertionError, match="volatile"):
+        union()
+
+
+SQUASHES = {
+    "squash_to_root": (0, 0),
+    "squash_to_uid=77,squash_to_gid=88": (77, 88),
+    "squash_to_uid=77": (77, 2),
+    "squash_to_gid=88": (1, 88),
+}
+
+
+@pytest.mark.usefixtures("ours_only")
+@pytest.mark.parametrize("option", SQUASHES)
+def test_squash_shows_another_owner(layers: Layers, union: Mount, option: str) -> None:
+    filled(layers)
+    os.chown(layers.lowers[0] / "file", 1, 2)
+    mounted = union(option)
+    status = (mounted.root / "file").stat()
+    assert (status.st_uid, status.st_gid) == SQUASHES[option]
+    (mounted.root / "file").chmod(0o600)
+    (mounted.root / "new").touch()
+    for name in ("file", "new"):
+        status = (mounted.root / name).stat()
+        if "uid" in option or "root" in option:
+            assert status.st_uid == SQUASHES[option][0]
+        if "gid" in option or "root" in option:
+            assert status.st_gid == SQUASHES[option][1]
+    mounted.unmount()
+    assert layers.upper is not None
+    status = (layers.upper / "new").stat()
+    assert (status.st_uid, status.st_gid) == (0, 0)
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_upper_that_another_mount_writes_is_refused(
+    layers: Layers, union: Mount, scratch: Path
+) -> None:
+    filled(layers)
+    union()
+    second = Layers(scratch / "second")
+    second.upper = layers.upper
+    with pytest.raises(AssertionError, match="upperdir="):
+        union(layers=second)
+    second.upper, second.work = scratch / "second" / "upper", layers.work
+    with pytest.raises(AssertionError, match="workdir="):
+        union(layers=second)
+    assert layers.upper is not None
+    second.upper = second.work = None
+    second.lowers.insert(0, layers.upper)
+    second.lower_may_change = True
+    assert os.listdir(union(layers=second).root) == []
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_workdir_holds_only_what_the_kernel_has(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    mounted = union()
+    (mounted.root / "file").write_text("x")
+    (mounted.root / "d").rename(mounted.root / "e")
+    mounted.unmount()
+    assert layers.work is not None
+    assert sorted(os.listdir(layers.work)) == ["index", "work"]
+    assert os.listdir(layers.work / "work") == []
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_leftovers_in_the_workdir_are_cleared(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    assert layers.work is not None
+    build.write(layers.work / "work" / "left" / "deep" / "file", "left")
+    build.whiteout(layers.work / "work" / "#1")
+    subject = layers.work / "work" / "unreadable"
+    subject.mkdir(mode=0)
+    mounted = union()
+    (mounted.root / "file").write_text("x")
+    mounted.unmount()
+    assert os.listdir(layers.work / "work") == []
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_unknown_session_names_are_refused(layers: Layers, union: Mount) -> None:
+    with pytest.raises(AssertionError, match="session"):
+        union("session=nonsense")
+    assert os.listdir(layers.merged) == []

@@ -1,0 +1,5 @@
+"""What a person or a program types: parsed, carried out, answered with text and exit status."""
+
+from unionfs.cli.main import main
+
+__all__ = ["main"]

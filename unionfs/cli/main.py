@@ -1,0 +1,75 @@
+"""Which command is meant, by the name it was called by and by its first argument."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from unionfs.cli import usage
+from unionfs.cli.output import complain
+from unionfs.errors import UnionError, exit_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Called by one of these names, the program follows mount(8)'s contract for its helpers.
+MOUNT8_NAMES = ("mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line *argv* (by default the process's own) and return its exit status."""
+    program, *arguments = sys.argv if argv is None else argv
+    try:
+        run = _command(os.path.basename(program), arguments)
+        return run()
+    except BrokenPipeError:
+        # The reader of our output had enough. Python must not try to flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - all have an exit status
+        status, line = exit_status(error)
+        if status == 4 and not isinstance(error, UnionError):
+            traceback.print_exc()
+        complain([line])
+        return status
+
+
+def _command(program: str, arguments: list[str]) -> Callable[[], int]:
+    """Return what to run; each subject is imported only when it is asked for."""
+    # ruff: noqa: PLC0415 - a mount should not wait for the imports of the other commands
+    if program in MOUNT8_NAMES:
+        from unionfs.cli import mount8
+
+        return lambda: mount8.run(program, arguments)
+    match arguments:
+        case ["mount", *rest]:
+            from unionfs.cli import mount_command
+
+            return lambda: mount_command.run(rest, tolerant=False)
+        case ["umount", *rest]:
+            from unionfs.cli import umount
+
+            return lambda: umount.run(rest)
+        case ["ls", *rest]:
+            from unionfs.cli import ls
+
+            return lambda: ls.run(rest)
+        case ["diff", *rest]:
+            from unionfs.cli import diff
+
+            return lambda: diff.run(rest)
+        case ["-h" | "--help"]:
+            return lambda: _say(usage.COMMANDS)
+        case []:
+            return lambda: _say(usage.COMMANDS, status=1)
+        case _:
+            from unionfs.cli import mount_command
+
+            return lambda: mount_command.run(arguments, tolerant=True)
+
+
+def _say(text: str, status: int = 0) -> int:
+    print(text, file=sys.stderr if status else sys.stdout)
+    return status

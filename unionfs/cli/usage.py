@@ -1,0 +1,82 @@
+"""The texts of ``--help`` and ``--version``."""
+
+from __future__ import annotations
+
+from unionfs import __version__
+
+VERSION = f"unionfs: version {__version__}"
+
+COMMANDS = """\
+usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
+       unionfs umount TARGET [--lazy]               unmount it, wait for its daemon
+       unionfs ls [--json]                          list the mounted unions
+       unionfs diff MOUNT | UPPERDIR | -o OPTIONS   list what the upper layer changes
+       unionfs [SOURCE] TARGET -o OPTIONS           mount, as mount(8) and engines call it
+
+"unionfs COMMAND --help" tells more; unionfs(1) tells all."""
+
+MOUNT = """\
+usage: unionfs mount -o OPTIONS [SOURCE] TARGET
+       unionfs [SOURCE] TARGET -o OPTIONS
+
+  -o OPTIONS           mount options, separated by commas; may be repeated
+  -f, --foreground     serve in the foreground
+  -d, --debug          log every request; implies -f
+  -v, --verbose        say what was mounted where
+  --session NAME       who serves: pyfuse3, device or auto
+  -h, --help           this text
+  -V, --version        the version
+
+mount options:
+  lowerdir=A:B:C       read-only layers, topmost first (\\: and \\, are literal)
+  upperdir=DIR         the layer that takes all changes; without it: read-only
+  workdir=DIR          an empty directory on the file system of upperdir
+  ro                   change nothing
+  volatile, fsync=0    never sync to the disk
+  redirect_dir=on|off  rename directories of lower layers (default: on)
+  userxattr            use user.overlay.* attributes though trusted.* can be had
+  squash_to_root, squash_to_uid=N, squash_to_gid=N
+                       show this owner for all files
+  timeout=SECONDS      how long the kernel may remember names and attributes
+  session=NAME         as --session
+  fsname=SOURCE        the name shown as the source
+  allow_other, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, ...
+                       as in mount(8) and mount.fuse3(8)"""
+
+MOUNT8 = """\
+usage: {program} SOURCE TARGET [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
+
+Mounts a union for mount(8): see mount.unionfs(8), and unionfs(1) for OPTIONS.
+
+  -f   check options and layers, mount nothing
+  -s   say nothing about unknown options
+  -v   say what was mounted where
+  -n, -t TYPE
+       accepted, without effect
+  -N   mount in this mount namespace"""
+
+UMOUNT = """\
+usage: unionfs umount TARGET [--lazy]
+
+Unmounts the union on TARGET and waits until its daemon is gone.
+
+  -l, --lazy           detach it now, though it is in use; the daemon ends with the last use"""
+
+LS = """\
+usage: unionfs ls [--json]
+
+Lists the mounted unions: layers, process, session and state, which is "live", "dead"
+(mounted, but the daemon is gone: unmount it), "detached" (served, but not mounted in this
+mount namespace) or "unknown".
+
+  --json               as a JSON array"""
+
+DIFF = """\
+usage: unionfs diff MOUNT [--json]
+       unionfs diff UPPERDIR [--json]
+       unionfs diff -o lowerdir=LOWERS,upperdir=UPPER [--json]
+
+Lists what the upper layer adds (A), changes (C) and deletes (D).
+
+  -o OPTIONS           the layers, as for mounting them
+  --json               as a JSON array"""

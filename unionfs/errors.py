@@ -1,0 +1,60 @@
+"""What can go wrong before a union is mounted, as one tree.
+
+    UnionError            a command failed; `exit_code` is its exit status
+    ├── UsageError        1   a bad option or a wrong invocation
+    ├── LayerError        32  a layer that cannot be used
+    └── MountError        32  the mount itself failed
+
+Exit codes are those of mount(8), where 2 is a system error, 4 a bug of ours and 8 an
+interruption: `exit_status` has all of it. What a *request* of a mounted union meets is a plain
+``OSError(errno, …)`` instead: its number is the answer, and no other class is needed.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class UnionError(Exception):
+    """A command failed; its text is the one line for stderr."""
+
+    exit_code: int = 32
+
+
+class UsageError(UnionError):
+    """A bad option or a wrong invocation."""
+
+    exit_code = 1
+
+
+class LayerError(UnionError):
+    """The layer at *path*, given by *option*, cannot be used for *reason*."""
+
+    def __init__(self, option: str, path: bytes | str, reason: str) -> None:
+        # Bytes that are no UTF-8 are shown as the shell would, never raised about.
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        super().__init__(f"{option}={shown}: {reason}")
+        self.option = option
+        self.path = path
+        self.reason = reason
+
+
+class MountError(UnionError):
+    """The mount itself failed."""
+
+
+def exit_status(error: BaseException) -> tuple[int, str]:
+    """Return the exit status that *error* means for a command, and the line that explains it."""
+    match error:
+        case UnionError():
+            return error.exit_code, str(error)
+        case OSError():
+            reason = error.strerror or str(error)
+            if error.filename is None:
+                return 2, reason
+            name = os.fsencode(error.filename).decode(errors="backslashreplace")
+            return 2, f"{name}: {reason}"
+        case KeyboardInterrupt():
+            return 8, "interrupted"
+        case _:
+            return 4, f"internal error: {error!r}"

@@ -1,0 +1,302 @@
+"""PyfuseSession: the union served through libfuse 3, by pyfuse3 on trio.
+
+The portable session. What libfuse's low-level interface as pyfuse3 has it cannot carry
+(fallocate, SEEK_HOLE, copy_file_range, O_TMPFILE, ioctl, statx) is answered by the
+kernel's own fallbacks. pyfuse3 keeps its session in module globals, so there is one
+mount in a process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from unionfs.errors import MountError
+from unionfs.fuse.interface import Attr, Caller, Changes
+
+if TYPE_CHECKING:
+    from unionfs.fuse.interface import Entry, FileSystem
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_NO_SUCH_CONNECTION = (errno.ECONNABORTED, errno.ENODEV, errno.ENOTCONN)
+
+
+def _answered(
+    handler: Callable[Concatenate[_Handlers, _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate[_Handlers, _P], Coroutine[Any, Any, _R]]:
+    """Turn what *handler* raises into the one exception that pyfuse3 survives."""
+
+    async def answered(self: _Handlers, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except Exception as error:
+            if isinstance(error, pyfuse3.FUSEError):
+                raise
+            log.exception("%s failed", getattr(handler, "__name__", handler))
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return answered
+
+
+class PyfuseSession:
+    """See ``fuse.interface.Session``."""
+
+    name = "pyfuse3"
+
+    def __init__(self, filesystem: FileSystem) -> None:
+        self._handlers = _Handlers(filesystem)
+
+    def mount(self, target: str, options: Sequence[str]) -> None:
+        try:
+            pyfuse3.init(self._handlers, target, set(options))
+        except (RuntimeError, UnicodeEncodeError) as error:
+            # libfuse has told the reason on stderr, and tells it nowhere else.
+            raise MountError(f"{target}: mounting through libfuse failed") from error
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce, ready)
+            try:
+                await pyfuse3.main()
+            except* OSError as group:
+                # An aborted connection (fusectl, umount -f) ends the loop as unmounting does.
+                if not all(_is_disconnect(error) for error in _flatten(group)):
+                    raise
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        """Say *ready* once libfuse has answered INIT: it does so in the step that asks us."""
+        await self._handlers.initialised.wait()
+        ready()
+
+    def stop(self) -> None:
+        pyfuse3.terminate()
+
+    def close(self, *, unmount: bool) -> None:
+        pyfuse3.close(unmount=unmount)
+
+
+def _is_disconnect(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_SUCH_CONNECTION
+
+
+def _flatten(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _flatten(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+class _Handlers(pyfuse3.Operations):
+    """pyfuse3's names for requests, translated and nothing else."""
+
+    enable_acl = True
+    enable_writeback_cache = False
+    supports_dot_lookup = True
+
+    def __init__(self, filesystem: FileSystem) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self.initialised = trio.Event()
+
+    def init(self) -> None:
+        self.initialised.set()
+
+    def _attributes(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(attr.ino)
+        entry.st_mode = pyfuse3.ModeT(attr.mode)
+        entry.st_nlink = attr.nlink
+        entry.st_uid = attr.uid
+        entry.st_gid = attr.gid
+        entry.st_rdev = attr.rdev
+        entry.st_size = attr.size
+        entry.st_blocks = attr.blocks
+        entry.st_blksize = attr.blksize
+        entry.st_atime_ns = attr.atime_ns
+        entry.st_mtime_ns = attr.mtime_ns
+        entry.st_ctime_ns = attr.ctime_ns
+        entry.entry_timeout = entry.attr_timeout = self._fs.timeout
+        return entry
+
+    def _entry(self, entry: Entry) -> pyfuse3.EntryAttributes:
+        return self._attributes(entry.attr)
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        try:
+            return self._entry(await self._fs.lookup(parent_inode, name))
+        except FileNotFoundError:
+            missing = pyfuse3.EntryAttributes()
+            missing.st_ino = pyfuse3.InodeT(0)  # "not there", which the kernel may remember
+            missing.entry_timeout = self._fs.timeout
+            return missing
+
+    @_answered
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            self._fs.forget(inode, count)
+
+    @_answered
+    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return self._attributes(await self._fs.getattr(inode))
+
+    @_answered
+    async def setattr(
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(await self._fs.setattr(inode, changes))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        return await self._fs.readlink(inode)
+
+    @_answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
+
+    @_answered
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.mkdir(parent_inode, name, mode, _caller(ctx)))
+
+    @_answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.symlink(parent_inode, name, target, _caller(ctx)))
+
+    @_answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.link(inode, new_parent_inode, new_name))
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        await self._fs.unlink(parent_inode, name)
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        await self._fs.rmdir(parent_inode, name)
+
+    @_answered
+    async def rename(  # noqa: PLR0913, PLR0917 - pyfuse3's signature
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: Any,
+    ) -> None:
+        await self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        entry, handle = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
+        return _file_info(handle), self._entry(entry)
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        return _file_info(await self._fs.open(inode, flags))
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._fs.read(fh, off, size)
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._fs.write(fh, off, buf)
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        # Nothing is held back, so there is nothing to flush: the kernel need not ask again.
+        raise OSError(errno.ENOSYS, "flush")
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        await self._fs.release(fh)
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync(fh, data_only=datasync)
+
+    @_answered
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return await self._fs.opendir(inode)
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        for name, offset, (node, attr) in await self._fs.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._attributes(attr), offset):
+                return
+            if name not in (b".", b".."):
+                self._fs.remember(node)
+
+    @_answered
+    async def releasedir(self, fh: int) -> None:
+        await self._fs.releasedir(fh)
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsyncdir(fh, data_only=datasync)
+
+    @_answered
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        sizes = await self._fs.statfs()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize, data.f_frsize = sizes.bsize, sizes.frsize
+        data.f_blocks, data.f_bfree, data.f_bavail = sizes.blocks, sizes.bfree, sizes.bavail
+        data.f_files, data.f_ffree, data.f_favail = sizes.files, sizes.ffree, sizes.favail
+        data.f_namemax = sizes.namemax
+        return data
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        await self._fs.setxattr(inode, name, value, 0, _caller(ctx))
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        return await self._fs.getxattr(inode, name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        return await self._fs.listxattr(inode, _caller(ctx))
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        await self._fs.removexattr(inode, name)
+
+
+def _caller(ctx: Any) -> Caller:
+    # The kernel has applied the umask already: libfuse's DONT_MASK is out of reach.
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
+
+
+def _file_info(handle: int) -> pyfuse3.FileInfo:
+    # The union is the only writer of its layers, so pages stay good between two opens.
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)

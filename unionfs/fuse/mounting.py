@@ -1,0 +1,145 @@
+"""Mounts as the kernel knows them: /proc/self/mountinfo, unmounting, mount namespaces.
+
+Nothing here touches the inside of a mount, so that all of it works on a mount whose
+daemon died and may be called by the daemon itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from unionfs.errors import MountError
+
+#: The type of our mounts; the part after the dot is the option ``subtype=``.
+FSTYPE = "fuse.unionfs"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS = 0x20000
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of mountinfo, proc(5)."""
+
+    mount_id: int
+    device: str
+    """``major:minor``, unique among all live file systems."""
+    target: bytes
+    kind: str
+    source: bytes
+    super_options: str
+
+    @property
+    def owner(self) -> int | None:
+        """The user whose daemon serves this FUSE mount."""
+        found = re.search(r"(?:^|,)user_id=(\d+)", self.super_options)
+        return int(found[1]) if found else None
+
+
+def _unescape(text: bytes) -> bytes:
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text)
+
+
+def parse_mountinfo(text: bytes) -> list[MountEntry]:
+    """Read the lines of a mountinfo file; the last of several at one target is the topmost."""
+    entries = []
+    # Only the line feed ends a line: a carriage return stands in names as it is.
+    for line in filter(None, text.split(b"\n")):
+        # A variable number of optional fields ends with "-"; blanks in names are escaped.
+        before, _, after = line.partition(b" - ")
+        left, right = before.split(b" "), after.split(b" ")
+        entries.append(
+            MountEntry(
+                mount_id=int(left[0]),
+                device=left[2].decode(),
+                target=_unescape(left[4]),
+                kind=right[0].decode(),
+                source=_unescape(right[1]) if len(right) > 1 else b"",
+                super_options=right[2].decode(errors="surrogateescape") if len(right) > 2 else "",
+            )
+        )
+    return entries
+
+
+def mounts() -> list[MountEntry]:
+    """Return all mounts of this process's mount namespace."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return parse_mountinfo(file.read())
+
+
+def unions() -> list[MountEntry]:
+    """Return the mounts of our type."""
+    return [entry for entry in mounts() if entry.kind == FSTYPE]
+
+
+def mount_at(target: bytes) -> MountEntry | None:
+    """Return the topmost mount on *target*, a path that `resolve` returned."""
+    return next((entry for entry in reversed(mounts()) if entry.target == target), None)
+
+
+def resolve(path: bytes) -> bytes:
+    """Return the absolute path of *path* as the kernel finds it, mount and links followed.
+
+    Asks nothing of a file system mounted there. Raises ``OSError``.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}".encode())
+    finally:
+        os.close(descriptor)
+
+
+def unmount(target: bytes, *, lazy: bool = False) -> None:
+    """Unmount what is topmost on *target*; *lazy* detaches it from users that it still has.
+
+    umount2(2) where that is allowed, else fusermount3. Raises `MountError`.
+    """
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc.umount2(target, flags) == 0:
+        return
+    code = ctypes.get_errno()
+    if code != errno.EPERM:
+        raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}")
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}, and no fusermount3 in PATH")
+    command = [program, "-u", *(["-z"] if lazy else []), "--", os.fsdecode(target)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"{program} failed"
+        raise MountError(f"{os.fsdecode(target)}: {reason.rsplit(': ', 1)[-1]}")
+
+
+def enter_namespace(name: str) -> None:
+    """Move this process to the mount namespace of file or process id *name* (mount(8)'s -N).
+
+    Raises `MountError`.
+    """
+    path = f"/proc/{name}/ns/mnt" if name.isdigit() else name
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"namespace {name}: {error.strerror}") from error
+    try:
+        if os.path.samestat(os.fstat(descriptor), os.stat("/proc/self/ns/mnt")):
+            return
+        if _libc.setns(descriptor, _CLONE_NEWNS) != 0:
+            raise MountError(f"namespace {name}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
+def allows_other_users(fuse_conf: str) -> bool:
+    """Tell whether the text of /etc/fuse.conf lets ordinary users give ``allow_other``."""
+    return any(line.strip() == "user_allow_other" for line in fuse_conf.splitlines())

@@ -1,0 +1,51 @@
+"""POSIX access control lists: what a new object inherits from its directory.
+
+The value of ``system.posix_acl_*`` is a 32-bit version (2) and entries of tag, permissions
+(16 bits each) and id (32 bits), little-endian (linux/posix_acl_xattr.h).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+_HEADER: Final = struct.Struct("<I")
+_ENTRY: Final = struct.Struct("<HHI")
+_VERSION: Final = 2
+
+_USER_OBJ: Final = 0x01
+_USER: Final = 0x02
+_GROUP_OBJ: Final = 0x04
+_GROUP: Final = 0x08
+_MASK: Final = 0x10
+_OTHER: Final = 0x20
+
+
+def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
+    """Return mode and access ACL of an object made with *mode* below *default*.
+
+    The ACL is ``None`` where the mode says all of it. The rule is POSIX.1e draft 17,
+    section 23.1.5.1 (acl(5), "Object creation and default ACLs"): each of owner, mask
+    (or group) and other is granted what both the default ACL and the mode allow.
+    """
+    entries = [list(entry) for entry in _ENTRY.iter_unpack(default[_HEADER.size :])]
+    tags = {entry[0] for entry in entries}
+    permissions = mode & 0o777
+    for entry in entries:
+        shift = _shift(entry[0], masked=_MASK in tags)
+        if shift is not None:
+            entry[1] &= permissions >> shift & 7
+            permissions &= ~(7 << shift) | entry[1] << shift
+    mode = mode & ~0o777 | permissions
+    if tags <= {_USER_OBJ, _GROUP_OBJ, _OTHER}:
+        return mode, None
+    return mode, _HEADER.pack(_VERSION) + b"".join(_ENTRY.pack(*entry) for entry in entries)
+
+
+def _shift(tag: int, *, masked: bool) -> int | None:
+    """Return where the permissions of *tag* stand in a mode, ``None``: nowhere."""
+    if tag == _USER_OBJ:
+        return 6
+    if tag == (_MASK if masked else _GROUP_OBJ):
+        return 3
+    return 0 if tag == _OTHER else None

@@ -1,0 +1,237 @@
+"""The layers of one mount: opened, checked against each other, locked, numbered.
+
+Everything that can be wrong with the layers is found here, before anything is mounted
+and before anything is changed on disk; ``LayerError`` names the option and the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from unionfs.errors import LayerError, UsageError
+from unionfs.layer import syscalls
+from unionfs.layer.overlap import refuse_overlaps
+from unionfs.layer.tree import Descriptors, Layer
+from unionfs.layer.workdir import WorkDirectory
+from unionfs.layer.xattrs import Marks
+from unionfs.options import MountOptions
+
+MAX_LOWERS: Final = 500
+_OPEN_LAYER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_CAP_SYS_ADMIN: Final = 21
+
+
+class LayerStack:
+    """The layers of a mount, topmost first, and the directory that changes are made in.
+
+    ``upper`` and ``work`` are ``None`` in a read-only union, in which an upper directory
+    is just the topmost of ``lowers``.
+    """
+
+    def __init__(self, options: MountOptions) -> None:
+        self._files = contextlib.ExitStack()
+        self.descriptors = Descriptors()
+        self._files.callback(self.descriptors.close)
+        self.marks = Marks(user=options.userxattr or not _may_use_trusted())
+        self.upper: Layer | None = None
+        self.lowers: tuple[Layer, ...] = ()
+        self.work: WorkDirectory | None = None
+
+    @classmethod
+    def open(cls, options: MountOptions) -> LayerStack:
+        """Open, check and lock the layers that *options* name.
+
+        Raises ``LayerError`` for a layer that cannot be used and ``UsageError`` for
+        options that make no stack; nothing is changed on disk then.
+        """
+        return cls._open(options, writable=options.upperdir is not None and not options.read_only)
+
+    @classmethod
+    def inspect(cls, options: MountOptions) -> LayerStack:
+        """Open the layers for reading only, beside a live mount of them or without one.
+
+        An upper directory is ``upper``, so that its changes can be told from the rest.
+        """
+        stack = cls(options)
+        with stack._undo_on_error():
+            lowers = [_Opened.open("lowerdir", path, stack._files) for path in options.lowerdirs]
+            if options.upperdir is not None:
+                upper = _Opened.open("upperdir", options.upperdir, stack._files)
+                stack.upper = stack._layer(0, upper)
+            stack.lowers = tuple(stack._layer(i, one) for i, one in enumerate(lowers, start=1))
+        return stack
+
+    @classmethod
+    def _open(cls, options: MountOptions, *, writable: bool) -> LayerStack:
+        _check_counts(options, writable=writable)
+        stack = cls(options)
+        with stack._undo_on_error():
+            lowers = [_Opened.open("lowerdir", path, stack._files) for path in options.lowerdirs]
+            writers: list[_Opened] = []
+            if options.upperdir is not None:
+                upper = _Opened.open("upperdir", options.upperdir, stack._files)
+                if writable:
+                    assert options.workdir is not None
+                    work = _Opened.open("workdir", options.workdir, stack._files)
+                    writers = [upper, work]
+                else:
+                    lowers.insert(0, upper)
+            refuse_overlaps(lowers, writers)
+            if writers:
+                stack._open_writable(*writers, volatile=options.volatile)
+            stack.lowers = tuple(stack._layer(i, one) for i, one in enumerate(lowers, start=1))
+            if stack.work is not None:
+                stack.work.prepare()
+        return stack
+
+    @contextlib.contextmanager
+    def _undo_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._files.close()
+            raise
+
+    def _layer(self, index: int, opened: _Opened) -> Layer:
+        root_fd = _isolate(opened.fd, self._files)
+        return Layer(
+            index,
+            opened.path,
+            opened.fd if root_fd is None else root_fd,
+            isolated=root_fd is not None,
+            marks=self.marks,
+            uuid=opened.uuid,
+            descriptors=self.descriptors,
+        )
+
+    def _open_writable(self, upper: _Opened, work: _Opened, *, volatile: bool) -> None:
+        if upper.stat.st_dev != work.stat.st_dev:
+            raise LayerError("workdir", work.path, "not on the file system of upperdir")
+        if os.fstatvfs(upper.readable).f_flag & os.ST_RDONLY:
+            raise LayerError("upperdir", upper.path, "its file system is read-only; give `ro`")
+        for one in (upper, work):
+            one.lock()
+        pair = _isolate_pair(upper, work, self._files)
+        upper_fd, work_fd = pair or (upper.fd, work.fd)
+        self.upper = Layer(
+            0,
+            upper.path,
+            upper_fd,
+            isolated=pair is not None,
+            marks=self.marks,
+            uuid=upper.uuid,
+            descriptors=self.descriptors,
+        )
+        self.work = WorkDirectory(work.path, work_fd, self.marks, volatile=volatile)
+        self.work.check(upper)
+        self._files.callback(self.work.close)
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is an upper layer that changes go to."""
+        return self.work is not None
+
+    def close(self) -> None:
+        """Empty ``work/``, give up the locks and close every descriptor."""
+        if self.work is not None:
+            self.work.clean()
+        self._files.close()
+
+
+class _Opened:
+    """A directory given as an option, open by path as its caller meant it."""
+
+    def __init__(self, option: str, path: bytes, fd: int, readable: int) -> None:
+        self.option = option
+        self.path = path
+        self.fd = fd
+        self.readable = readable
+        self.stat = os.fstat(fd)
+        self.uuid = syscalls.file_system_uuid(readable)
+
+    @classmethod
+    def open(cls, option: str, path: bytes, files: contextlib.ExitStack) -> _Opened:
+        """Open *path*, resolved by the kernel from the current directory."""
+        try:
+            fd = os.open(path, _OPEN_LAYER)
+            files.callback(os.close, fd)
+            readable = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            files.callback(os.close, readable)
+        except OSError as error:
+            raise LayerError(option, path, os.strerror(error.errno or errno.EIO)) from error
+        return cls(option, path, fd, readable)
+
+    def lock(self) -> None:
+        """Take the directory for this mount alone, as a writer."""
+        try:
+            fcntl.flock(self.readable, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            reason = "in use by another mount; unmount that one, or give another directory"
+            raise LayerError(self.option, self.path, reason) from error
+
+
+def _check_counts(options: MountOptions, *, writable: bool) -> None:
+    if not options.lowerdirs and (writable or options.upperdir is None):
+        raise UsageError("lowerdir= is missing: give at least one directory")
+    if len(options.lowerdirs) > MAX_LOWERS:
+        reason = f"{len(options.lowerdirs)} layers, at most {MAX_LOWERS} are possible"
+        raise LayerError("lowerdir", options.lowerdirs[MAX_LOWERS], reason)
+    if writable and options.workdir is None:
+        raise UsageError("workdir= is missing: upperdir= needs one on the same file system")
+
+
+def _isolate(fd: int, files: contextlib.ExitStack) -> int | None:
+    """Return a private, read-only copy of the mount at *fd*; ``None`` without privilege."""
+    try:
+        clone = syscalls.open_tree_clone(fd, b"")
+    except OSError:
+        return None
+    files.callback(os.close, clone)
+    try:
+        syscalls.mount_setattr(
+            clone, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME
+        )
+    except OSError:
+        # In a user namespace the access time mode may be locked.
+        with contextlib.suppress(OSError):
+            syscalls.mount_setattr(clone, syscalls.MOUNT_ATTR_RDONLY)
+    return clone
+
+
+def _isolate_pair(
+    upper: _Opened, work: _Opened, files: contextlib.ExitStack
+) -> tuple[int, int] | None:
+    """Return upper and work in one private mount: a rename must not cross mounts."""
+    upper_path, work_path = (os.readlink(b"/proc/self/fd/%d" % one.fd) for one in (upper, work))
+    common = os.path.commonpath((upper_path, work_path))
+    try:
+        common_fd = os.open(common, _OPEN_LAYER)
+        files.callback(os.close, common_fd)
+        clone = syscalls.open_tree_clone(common_fd, b"")
+        files.callback(os.close, clone)
+        found = []
+        for one, path in ((upper, upper_path), (work, work_path)):
+            fd = os.open(os.path.relpath(path, common), _OPEN_LAYER, dir_fd=clone)
+            files.callback(os.close, fd)
+            if not os.path.samestat(os.fstat(fd), one.stat):
+                return None
+            found.append(fd)
+    except OSError:
+        return None
+    return found[0], found[1]
+
+
+def _may_use_trusted() -> bool:
+    """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
+    if Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]:
+        return False
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False

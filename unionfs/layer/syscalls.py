@@ -1,0 +1,182 @@
+"""System calls that the standard library lacks: the only user of ctypes.
+
+Every function takes descriptors and bytes names and raises ``OSError`` with the
+kernel's errno. Numbers and structures are from the man pages named at each function.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import sys
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOATIME: Final = 0x10
+
+UTIME_OMIT: Final = 0x3FFFFFFE
+
+STATX_ATTR_IMMUTABLE: Final = 0x10
+STATX_ATTR_APPEND: Final = 0x20
+
+# One number on every architecture: calls added since Linux 5.1 share the table.
+_SYS_OPEN_TREE: Final = 428
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
+
+_OPEN_TREE_CLONE: Final = 1
+_OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+_FICLONE: Final = 0x40049409
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_MAX_HANDLE_SIZE: Final = 128
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * _MAX_HANDLE_SIZE),
+    )
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+def _check(result: int, name: bytes | None = None) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
+    return result
+
+
+def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
+    """Open *path* beneath *dirfd* with the RESOLVE_* bits in *resolve* (openat2(2))."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    return _check(_syscall(_SYS_OPENAT2, dirfd, path, ctypes.byref(how), ctypes.sizeof(how)), path)
+
+
+def renameat2(
+    old_dirfd: int, old: bytes, new_dirfd: int, new: bytes, flags: int = RENAME_NOREPLACE
+) -> None:
+    """Rename with RENAME_* *flags* (renameat2(2))."""
+    _check(_libc.renameat2(old_dirfd, old, new_dirfd, new, flags), old)
+
+
+def open_tree_clone(dirfd: int, path: bytes) -> int:
+    """Return a private copy of the mount below *path*, without what is mounted inside it.
+
+    Raises EPERM without CAP_SYS_ADMIN, EINVAL where locked mounts lie inside (open_tree(2)).
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (0 if path else AT_EMPTY_PATH)
+    return _check(_syscall(_SYS_OPEN_TREE, dirfd, path, flags), path)
+
+
+def mount_setattr(mount_fd: int, attributes: int) -> None:
+    """Set MOUNT_ATTR_* *attributes* on the mount *mount_fd* (mount_setattr(2))."""
+    change = _MountAttr(attributes, 0, 0, 0)
+    if attributes & MOUNT_ATTR_NOATIME:
+        change.attr_clr = 0x70  # MOUNT_ATTR__ATIME: the old mode must be named to be replaced
+    size = ctypes.sizeof(change)
+    _check(
+        _syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, ctypes.byref(change), size)
+    )
+
+
+def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
+    """Return type and bytes of the file handle of *name*, which is not followed.
+
+    Raises EOPNOTSUPP where the file system has no handles (name_to_handle_at(2)).
+    """
+    handle = _FileHandle(_MAX_HANDLE_SIZE, 0)
+    mount_id = ctypes.c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    _check(
+        _libc.name_to_handle_at(
+            dirfd, name, ctypes.byref(handle), ctypes.byref(mount_id), flags
+        ),
+        name,
+    )
+    return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def open_by_handle(mount_fd: int, handle_type: int, handle: bytes) -> int:
+    """Open what *handle* names, O_PATH; ESTALE when it is gone (open_by_handle_at(2))."""
+    raw = _FileHandle(len(handle), handle_type)
+    ctypes.memmove(raw.f_handle, handle, len(handle))
+    return _check(
+        _libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC)
+    )
+
+
+def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the times of what *path* leads to; ``None`` leaves one as it is (utimensat(2))."""
+    times = (_Timespec * 2)()
+    for slot, value in zip(times, (atime_ns, mtime_ns), strict=True):
+        if value is None:
+            slot.tv_nsec = UTIME_OMIT
+        else:
+            slot.tv_sec, slot.tv_nsec = divmod(value, 1_000_000_000)
+    _check(_libc.utimensat(AT_FDCWD, path, times, 0), path)
+
+
+def clone_file(target_fd: int, source_fd: int) -> None:
+    """Make *target_fd* share all extents of *source_fd* (ioctl_ficlone(2))."""
+    fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+def file_system_uuid(fd: int) -> bytes:
+    """Return the 16 bytes that overlayfs puts into an origin, zeros where there are none.
+
+    The ioctl is in Linux 6.9 and newer; an older kernel, or a file system without an
+    identity, leaves the zeros that overlayfs itself uses for one.
+    """
+    buffer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, buffer)
+    except OSError:
+        return bytes(16)
+    return bytes(buffer[1:17]) if buffer[0] == 16 else bytes(16)
+
+
+def protected_attributes(fd: int) -> int:
+    """Return the STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND bits of *fd* (statx(2))."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, 0, buffer))
+    attributes = int.from_bytes(buffer.raw[8:16], sys.byteorder)
+    return attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)

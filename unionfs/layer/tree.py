@@ -1,0 +1,224 @@
+"""One directory tree on disk: access beneath its root by (descriptor, name).
+
+Nothing here follows a symbolic link or leaves the layer. What is mounted on a directory
+inside a layer does not belong to it: a layer opened in a private clone of its mount
+(``Layer.isolated``) does not have it, any other shows such a directory empty.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from unionfs.layer import syscalls, xattrs
+from unionfs.layer.xattrs import Marks
+
+_OPEN_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_OBJECT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_BENEATH: Final = (
+    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+)
+
+#: errno of a lookup that mean "not on this layer": the next layer is asked.
+ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV))
+
+
+class Descriptors:
+    """Open directories, the most recently used ones.
+
+    A descriptor from ``Directory.fd`` stays open until *limit* other directories have
+    been used: use it at once, and not across an await.
+    """
+
+    __slots__ = ("_limit", "_open")
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._limit = limit
+        self._open: OrderedDict[Directory, int] = OrderedDict()
+
+    def get(self, directory: Directory) -> int | None:
+        """Return the descriptor of *directory* if it is open."""
+        fd = self._open.get(directory)
+        if fd is not None:
+            self._open.move_to_end(directory)
+        return fd
+
+    def put(self, directory: Directory, fd: int) -> None:
+        """Keep *fd*, closing the one that was used longest ago when there are too many."""
+        self._open[directory] = fd
+        if len(self._open) > self._limit:
+            _, oldest = self._open.popitem(last=False)
+            os.close(oldest)
+
+    def drop(self, directory: Directory) -> None:
+        """Close the descriptor of a directory that is no longer there."""
+        fd = self._open.pop(directory, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+class Layer:
+    """A directory tree of the stack: the upper one, or a lower one that is never written.
+
+    ``index`` is 0 for the upper layer; lower ones count from 1, topmost first.
+    """
+
+    __slots__ = ("descriptors", "index", "isolated", "marks", "path", "root", "root_fd", "uuid")
+
+    def __init__(  # noqa: PLR0913 - a record, made in one place
+        self,
+        index: int,
+        path: bytes,
+        root_fd: int,
+        *,
+        isolated: bool,
+        marks: Marks,
+        uuid: bytes,
+        descriptors: Descriptors,
+    ) -> None:
+        self.index = index
+        self.path = path
+        self.root_fd = root_fd
+        self.isolated = isolated
+        self.marks = marks
+        self.uuid = uuid
+        self.descriptors = descriptors
+        self.root = Directory(self, None, b"")
+
+
+class Directory:
+    """A directory of one layer, found through its parent; its descriptor is opened on use.
+
+    An upper directory keeps this object for life: a rename changes *parent* and *name*.
+    """
+
+    __slots__ = ("_xwhiteouts", "layer", "name", "parent")
+
+    def __init__(self, layer: Layer, parent: Directory | None, name: bytes) -> None:
+        self.layer = layer
+        self.parent = parent
+        self.name = name
+        self._xwhiteouts: bool | None = None
+
+    def fd(self) -> int:
+        """Return an O_PATH descriptor, good until the next await.
+
+        Raises ENOENT or ENOTDIR when the layer was changed below us, EXDEV for a
+        directory that another file system is mounted on.
+        """
+        if self.parent is None:
+            return self.layer.root_fd
+        descriptors = self.layer.descriptors
+        fd = descriptors.get(self)
+        missing: list[Directory] = []
+        directory = self
+        while fd is None:
+            missing.append(directory)
+            above = directory.parent
+            assert above is not None  # the root ends the climb below
+            directory = above
+            fd = self.layer.root_fd if above.parent is None else descriptors.get(above)
+        for directory in reversed(missing):
+            fd = directory._open(fd)
+        return fd
+
+    def _open(self, parent_fd: int) -> int:
+        if self.layer.isolated:
+            fd = os.open(self.name, _OPEN_DIRECTORY, dir_fd=parent_fd)
+        else:
+            fd = syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _BENEATH)
+        self.layer.descriptors.put(self, fd)
+        return fd
+
+    def path(self) -> bytes:
+        """Return the path from the layer's root, ``/`` for the root itself."""
+        names = []
+        directory = self
+        while directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return b"/" + b"/".join(reversed(names))
+
+    @property
+    def xwhiteouts(self) -> bool:
+        """Whether regular files here may be whiteouts (``overlay.opaque`` is ``x``)."""
+        if self._xwhiteouts is None:
+            value = self.layer.marks.opaque(xattrs.fd_path(self.fd()), follow=True)
+            self._xwhiteouts = value == b"x"
+        return self._xwhiteouts
+
+    def mark_xwhiteouts(self) -> None:
+        """Remember that this directory now holds whiteouts in xattr form."""
+        self._xwhiteouts = True
+
+    def lstat(self, name: bytes) -> os.stat_result | None:
+        """Return the attributes of *name*, ``None`` when this layer has no such name."""
+        try:
+            return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+        except OSError as error:
+            if error.errno in ABSENT:
+                return None
+            raise
+
+    def open_object(self, name: bytes) -> int:
+        """Open *name*, whatever it is, O_PATH."""
+        return os.open(name, _OPEN_OBJECT, dir_fd=self.fd())
+
+    def scan(self) -> Iterator[os.DirEntry[bytes]]:
+        """Yield the entries of this directory, none where something is mounted on it."""
+        try:
+            path = xattrs.fd_path(self.fd())
+        except OSError as error:
+            if error.errno in ABSENT:
+                return
+            raise
+        with os.scandir(path) as entries:
+            yield from entries
+
+
+def kind_of(entry: os.DirEntry[bytes]) -> int:
+    """Return the type of a directory entry as in ``st_mode``, mostly without a stat."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+
+
+def remove_tree(dirfd: int, name: bytes) -> None:
+    """Remove *name* in *dirfd* with all that is in it; what is missing is no error."""
+    try:
+        os.unlink(name, dir_fd=dirfd)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        _remove_directory(dirfd, name)
+
+
+def _remove_directory(dirfd: int, name: bytes) -> None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=dirfd)
+    except PermissionError:
+        # An unprivileged daemon's own directory may be unreadable even to its owner.
+        os.chmod(xattrs.entry_path(dirfd, name), 0o700)
+        fd = os.open(name, flags, dir_fd=dirfd)
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o700 != 0o700:
+            os.fchmod(fd, 0o700)
+        for entry in os.listdir(fd):
+            remove_tree(fd, os.fsencode(entry))
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dirfd)

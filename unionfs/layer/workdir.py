@@ -1,0 +1,139 @@
+"""The work directory: where every change is prepared before one rename puts it in place.
+
+Inside are ``work/`` (temporaries, empty while nothing is being changed) and ``index/``
+(lower files with several names that were copied up), laid out as the kernel's overlayfs
+has them, so that either can mount after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+from typing import Final, Protocol
+
+from unionfs.errors import LayerError
+from unionfs.layer import xattrs
+from unionfs.layer.tree import remove_tree
+from unionfs.layer.xattrs import Marks
+
+_OPEN: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WORK: Final = b"work"
+_INDEX: Final = b"index"
+_INCOMPAT: Final = b"incompat"
+_VOLATILE: Final = b"volatile"
+#: Index entries that only this mount understands: the lower's handle could not be had.
+TEMPORARY_INDEX: Final = b"#"
+
+
+class _Upper(Protocol):
+    path: bytes
+
+
+class WorkDirectory:
+    """``work/`` and ``index/`` below one workdir; names of temporaries are never reused."""
+
+    def __init__(self, path: bytes, fd: int, marks: Marks, *, volatile: bool) -> None:
+        self.path = path
+        self.volatile = volatile
+        self.fd = -1
+        self.index_fd = -1
+        self._root_fd = fd
+        self._marks = marks
+        self._numbers = itertools.count(1)
+
+    def check(self, upper: _Upper) -> None:
+        """Refuse a workdir that a volatile mount left, an upper that cannot hold marks.
+
+        Raises ``LayerError``; nothing stays changed on disk.
+        """
+        try:
+            features = os.listdir(xattrs.entry_path(self._root_fd, _WORK) + b"/" + _INCOMPAT)
+        except (FileNotFoundError, NotADirectoryError):
+            features = []
+        except PermissionError:
+            # The kernel makes work/ with mode 0; its owner may look inside all the same.
+            features = []
+        for feature in features:
+            place = os.path.join(self.path, _WORK, _INCOMPAT, feature)
+            reason = "left by a mount that did not sync; remove it if you accept a loss of data"
+            raise LayerError("workdir", place, reason)
+        self._check_xattrs(upper)
+
+    def _check_xattrs(self, upper: _Upper) -> None:
+        probe = b"#probe-%d" % os.getpid()
+        try:
+            os.mkdir(probe, 0o700, dir_fd=self._root_fd)
+        except OSError as error:
+            raise LayerError("workdir", self.path, os.strerror(error.errno or 0)) from error
+        try:
+            path = xattrs.entry_path(self._root_fd, probe)
+            self._marks.write(path, xattrs.OPAQUE, b"y")
+        except OSError as error:
+            reason = "its file system has no extended attributes, which deleted directories need"
+            raise LayerError("upperdir", upper.path, reason) from error
+        finally:
+            os.rmdir(probe, dir_fd=self._root_fd)
+
+    def prepare(self) -> None:
+        """Make ``work/`` and ``index/``, without what a killed daemon may have left there."""
+        for name in (_WORK, _INDEX):
+            try:
+                os.mkdir(name, 0o700, dir_fd=self._root_fd)
+            except FileExistsError:
+                self._open_up(name)
+        self.fd = os.open(_WORK, _OPEN, dir_fd=self._root_fd)
+        self.index_fd = os.open(_INDEX, _OPEN, dir_fd=self._root_fd)
+        self._empty()
+        if self.volatile:
+            os.makedirs(xattrs.entry_path(self.fd, _INCOMPAT + b"/" + _VOLATILE), 0o700)
+
+    def _open_up(self, name: bytes) -> None:
+        path = xattrs.entry_path(self._root_fd, name)
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+            os.chmod(path, 0o700)
+
+    def _empty(self) -> None:
+        for name in _names(self.fd):
+            if not (self.volatile and name == _INCOMPAT):
+                remove_tree(self.fd, name)
+        for name in _names(self.index_fd):
+            if name.startswith(TEMPORARY_INDEX):
+                remove_tree(self.index_fd, name)
+
+    def clean(self) -> None:
+        """Leave ``work/`` empty, but for the mark of a volatile mount."""
+        if self.fd >= 0:
+            self._empty()
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.fd, self.index_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def new_name(self) -> bytes:
+        """Return a name for a temporary; ``#`` is what the kernel's temporaries begin with."""
+        return b"#%x" % next(self._numbers)
+
+    def path_of(self, name: bytes) -> bytes:
+        """Return the path that leads to the temporary *name*, for xattrs and times."""
+        return xattrs.entry_path(self.fd, name)
+
+    def discard(self, name: bytes) -> None:
+        """Remove the temporary *name* after a failure; the failure is what counts."""
+        with contextlib.suppress(OSError):
+            remove_tree(self.fd, name)
+
+    def forget_index(self, name: bytes) -> None:
+        """Remove an index entry whose last name is gone."""
+        try:
+            os.unlink(name, dir_fd=self.index_fd)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def _names(fd: int) -> list[bytes]:
+    return os.listdir(xattrs.fd_path(fd))

@@ -1,0 +1,107 @@
+"""The front door: mount options become layers, layers a `UnionFS`, and that is served.
+
+In the background the caller's process only waits: everything, the opening of the layers
+included, happens in the daemon, and what goes wrong before the mount is live is raised by
+`mount` as if it had happened here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unionfs import daemon
+from unionfs.errors import MountError, UnionError, UsageError
+from unionfs.fuse import SESSION_NAMES, mounting
+from unionfs.layer.stack import LayerStack
+from unionfs.options import require_layers, with_defaults
+
+if TYPE_CHECKING:
+    from unionfs.daemon import Ready
+    from unionfs.options import MountOptions
+
+_FUSE_CONF = Path("/etc/fuse.conf")
+
+
+def mount(options: MountOptions, target: bytes, *, foreground: bool) -> None:
+    """Mount the union that *options* name on *target*.
+
+    In the *foreground* this serves the mount until it is unmounted or a signal ends it;
+    else it returns when a daemon does so and the mount is live. Nothing stays mounted when
+    it raises `UnionError` or ``OSError``.
+    """
+    daemon.fill_standard_descriptors()
+    options = _checked(options)
+    place = _resolve_target(target)
+    daemon.log_to_stderr(debug=options.debug)
+    if foreground:
+        _serve(options, place, lambda: None)
+        return
+    before = {entry.mount_id for entry in mounting.unions() if entry.target == place}
+    try:
+        daemon.start(lambda ready: _serve(options, place, ready), keep=_device_of(place))
+    except (UnionError, KeyboardInterrupt):
+        _clear(place, before)
+        raise
+
+
+def check(options: MountOptions, target: bytes) -> None:
+    """Raise what `mount` would raise about *options*, the layers and *target*; mount nothing."""
+    options = _checked(options)
+    _resolve_target(target)
+    # The mark of a volatile mount would stay behind, and there is none to be volatile.
+    LayerStack.open(replace(options, volatile=False)).close()
+
+
+def _checked(options: MountOptions) -> MountOptions:
+    """Return *options* with the defaults of this user. Raises `UnionError`."""
+    require_layers(options)
+    if options.session not in SESSION_NAMES:
+        names = ", ".join(SESSION_NAMES)
+        raise UsageError(f"session={options.session}: not available, choose one of {names}")
+    conf = ""
+    with contextlib.suppress(OSError):
+        conf = _FUSE_CONF.read_text(encoding="utf-8", errors="replace")
+    return with_defaults(
+        options,
+        privileged=os.geteuid() == 0,
+        user_allow_other=mounting.allows_other_users(conf),
+    )
+
+
+def _resolve_target(target: bytes) -> bytes:
+    """Return the absolute path of *target*, which must be a directory to mount on."""
+    if _device_of(target) is not None:
+        return target
+    try:
+        place = mounting.resolve(target)
+        is_directory = os.path.isdir(place)
+    except OSError as error:
+        raise MountError(f"{os.fsdecode(target)}: {error.strerror}") from error
+    if not is_directory:
+        raise MountError(f"{os.fsdecode(target)}: not a directory")
+    return place
+
+
+def _device_of(target: bytes) -> int | None:
+    """Return the /dev/fuse that mount.fuse3 has opened and mounted and gives as *target*."""
+    number = target.removeprefix(b"/dev/fd/")
+    return int(number) if number != target and number.isdigit() else None
+
+
+def _clear(place: bytes, before: set[int]) -> None:
+    """Unmount what a daemon that is dead has left on *place* beyond the mounts *before*."""
+    for entry in mounting.unions():
+        if entry.target == place and entry.mount_id not in before:
+            with contextlib.suppress(MountError):
+                mounting.unmount(place, lazy=True)
+
+
+def _serve(options: MountOptions, place: bytes, ready: Ready) -> None:
+    # The FUSE library and trio take longer to import than all the rest; only the server pays.
+    from unionfs.service import serve  # noqa: PLC0415 - see above
+
+    serve(options, place, ready)

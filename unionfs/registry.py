@@ -1,0 +1,205 @@
+"""Records of live mounts: which process serves them, and over which layers.
+
+Written by the daemon when its mount is live and removed by it at a clean end; read by
+``unionfs ls``, ``umount`` and ``diff``. One JSON file for each mount, named by its device
+number, below /run for root and below the user's runtime directory for others. A mount
+serves its users without its record too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import stat
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from unionfs.fuse.mounting import MountEntry
+
+_SYSTEM = Path("/run/unionfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a daemon leaves in writing about its mount."""
+
+    device: str
+    """``major:minor`` of the mount."""
+    pid: int
+    start_time: int
+    """With the number, this tells a process from a later one with the same number."""
+    pid_namespace: int
+    """The namespace, by inode number, in which *pid* is the daemon's number."""
+    target: str
+    session: str
+    options: str
+    """As `format_options` writes them, with absolute paths of the layers."""
+
+
+def describe_self(device: str, target: str, session: str, options: str) -> Record:
+    """Return the record of a mount that the calling process serves."""
+    pid = os.getpid()
+    return Record(
+        device=device,
+        pid=pid,
+        start_time=_start_time(pid) or 0,
+        pid_namespace=_pid_namespace(),
+        target=target,
+        session=session,
+        options=options,
+    )
+
+
+def write(record: Record, live_devices: Iterable[str]) -> Path:
+    """Write *record* and return its file; drop those that neither mount nor process backs.
+
+    *live_devices* are the devices of all mounts. Raises ``OSError``.
+    """
+    directory = _own_directory()
+    keep = set(live_devices)
+    for path in directory.glob("*.json"):
+        old = _read(path)
+        if old is not None and old[0].device not in keep and is_running(old[0]) is False:
+            path.unlink(missing_ok=True)
+    path = directory / _name(record.device)
+    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=directory)
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o644)
+            json.dump(asdict(record), file)
+        os.rename(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def find(entry: MountEntry) -> Record | None:
+    """Return the record of the mount *entry*, None if there is none to be trusted."""
+    for directory in _directories():
+        found = _read(directory / _name(entry.device))
+        # Anyone may write records about their own mounts, and root about all.
+        if found is not None and found[1] in (0, entry.owner):
+            return found[0]
+    return None
+
+
+def others(devices: Iterable[str]) -> list[Record]:
+    """Return the records of running daemons whose mounts are none of *devices*.
+
+    Such a mount is in another mount namespace, or was detached while in use.
+    """
+    known = set(devices)
+    records = {}
+    for directory in _directories():
+        for path in sorted(directory.glob("*.json")):
+            found = _read(path)
+            if found is None or found[0].device in known or not is_running(found[0]):
+                continue
+            with contextlib.suppress(OSError):
+                if found[1] in (0, os.stat(f"/proc/{found[0].pid}").st_uid):
+                    records[found[0].device] = found[0]
+    return list(records.values())
+
+
+def forget(entry: MountEntry) -> None:
+    """Remove the record of the mount *entry*, which is gone, if it may be removed."""
+    for directory in _directories():
+        with contextlib.suppress(OSError):
+            (directory / _name(entry.device)).unlink()
+
+
+def is_running(record: Record) -> bool | None:
+    """Tell whether the daemon lives; None where its process id means nothing here."""
+    if record.pid_namespace != _pid_namespace():
+        return None
+    return _start_time(record.pid) == record.start_time
+
+
+def wait_for_end(record: Record, seconds: float) -> bool:
+    """Wait until the daemon of *record* is gone; False if it still lives after *seconds*."""
+    try:
+        descriptor = os.pidfd_open(record.pid)
+    except OSError:
+        return True
+    try:
+        if is_running(record) is not True:
+            return True
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
+
+
+def _name(device: str) -> str:
+    return device.replace(":", "-") + ".json"
+
+
+def _start_time(pid: int) -> int | None:
+    """Return when process *pid* was started, in clock ticks since boot; None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The name before the last ")" may hold anything; state is the first field after it.
+    after_name = text[text.rindex(b")") + 2 :].split()
+    return None if after_name[0] in (b"Z", b"X") else int(after_name[19])
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _user_directories() -> Iterator[Path]:
+    user = os.geteuid()
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isabs(runtime):
+        yield Path(runtime) / "unionfs"
+    yield Path(f"/run/user/{user}/unionfs")
+    yield Path(f"/tmp/unionfs-{user}")  # noqa: S108 - the owner is checked before use
+
+
+def _directories() -> list[Path]:
+    """Return where records may be; root sees those of all users."""
+    directories = [_SYSTEM, *_user_directories()]
+    if os.geteuid() == 0:
+        directories += Path("/run/user").glob("*/unionfs")
+        directories += Path("/tmp").glob("unionfs-*")  # noqa: S108 - owners are checked
+    return directories
+
+
+def _own_directory() -> Path:
+    """Return the first directory that can be written and is only ours to write."""
+    candidates = [_SYSTEM] if os.geteuid() == 0 else []
+    for path in (*candidates, *_user_directories()):
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o755)
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            ours = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            if stat.S_ISDIR(found.st_mode) and ours and os.access(path, os.W_OK):
+                return path
+    raise FileNotFoundError(2, "no directory for records of mounts", str(_SYSTEM))
+
+
+def _read(path: Path) -> tuple[Record, int] | None:
+    """Return the record in file *path* and the file's owner; None if there is no good one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, encoding="ascii") as file:
+            values = json.load(file)
+            owner = os.fstat(file.fileno()).st_uid
+        record = Record(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+    kinds = {"int": int, "str": str}
+    good = all(
+        isinstance(getattr(record, one.name), kinds[str(one.type)]) for one in fields(record)
+    )
+    return (record, owner) if good else None

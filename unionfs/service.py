@@ -1,0 +1,169 @@
+"""One mount served: layers opened, mounted, answered for, unmounted, given back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from unionfs import daemon, registry
+from unionfs.errors import MountError
+from unionfs.fuse import mounting, open_session
+from unionfs.layer.stack import LayerStack
+from unionfs.options import format_options
+from unionfs.union.operations import UnionFS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from unionfs.daemon import Ready
+    from unionfs.fuse.interface import Session
+    from unionfs.options import MountOptions
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+log = logging.getLogger(__name__)
+
+
+def serve(options: MountOptions, place: bytes, ready: Ready) -> None:
+    """Open the layers, mount them on *place* and serve until unmounted or told by a signal.
+
+    Calls *ready* once, when the kernel has its first answer. Raises `UnionError` and
+    ``OSError``; nothing stays mounted if that is before *ready*.
+    """
+    daemon.raise_descriptor_limit()
+    # The modes of new files are the business of the callers' umasks.
+    os.umask(0)
+    with contextlib.closing(LayerStack.open(options)) as stack:
+        # Before the daemon leaves the directory that relative paths start from.
+        shown = _with_absolute_layers(options)
+        session = open_session(options.session, UnionFS(stack, options))
+        # From the mount on a signal must find the loop that unmounts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        _mount(session, place, options)
+        _Service(session, place, shown, ready).run()
+
+
+def _mount(session: Session, place: bytes, options: MountOptions) -> None:
+    """Mount on *place*; what libfuse and fusermount3 say on stderr becomes the reason."""
+    said = os.memfd_create("stderr")
+    stderr = os.dup(2)
+    os.dup2(said, 2)
+    try:
+        session.mount(os.fsdecode(place), _mount_words(options))
+    except MountError as error:
+        lines = _content(said).decode(errors="replace").split("\n")
+        reasons = [line.strip() for line in lines if line.strip()]
+        raise MountError(
+            f"{os.fsdecode(place)}: {reasons[-1]}" if reasons else str(error)
+        ) from error
+    else:
+        os.write(stderr, _content(said))
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(said)
+
+
+def _content(file: int) -> bytes:
+    return os.pread(file, os.fstat(file).st_size, 0)
+
+
+def _mount_words(options: MountOptions) -> list[str]:
+    # libfuse takes a comma for the end of an option unless it is escaped.
+    source = options.fsname.replace("\\", "\\\\").replace(",", "\\,")
+    return [*options.fuse_options, f"fsname={source}", "subtype=unionfs"]
+
+
+def _with_absolute_layers(options: MountOptions) -> MountOptions:
+    def absolute(path: bytes) -> bytes:
+        with contextlib.suppress(OSError):
+            return mounting.resolve(path)
+        return path
+
+    return replace(
+        options,
+        lowerdirs=tuple(absolute(path) for path in options.lowerdirs),
+        upperdir=None if options.upperdir is None else absolute(options.upperdir),
+        workdir=None if options.workdir is None else absolute(options.workdir),
+    )
+
+
+class _Service:
+    """A mount, from the moment that it is there to its end."""
+
+    def __init__(self, session: Session, place: bytes, options: MountOptions, ready: Ready) -> None:
+        self._session = session
+        self._place = place
+        self._options = options
+        self._tell_ready = ready
+        self._is_ready = False
+        self._told_to_end = False
+        self._failure: Exception | None = None
+        self._record: Path | None = None
+
+    def run(self) -> None:
+        """Serve until the mount is unmounted or a signal comes; then it is unmounted too."""
+        try:
+            trio.run(self._serve)
+        finally:
+            # After a crash the mount stays and answers ENOTCONN: an empty directory in its
+            # place could be taken for the truth. A mount that nobody was told of goes.
+            self._session.close(unmount=self._told_to_end or not self._is_ready)
+            if self._record is not None:
+                self._record.unlink(missing_ok=True)
+        if self._failure is not None:
+            raise self._failure
+        if not self._is_ready:
+            raise MountError(f"{os.fsdecode(self._place)}: ended before it was ready")
+
+    async def _serve(self) -> None:
+        with trio.open_signal_receiver(*_ENDING) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_on_signal, signals)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+                try:
+                    await self._session.serve(self._ready)
+                except Exception as error:  # noqa: BLE001 - raised again by run, outside of trio
+                    self._failure = error
+                nursery.cancel_scope.cancel()
+
+    async def _end_on_signal(self, signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            self._end()
+
+    def _end(self) -> None:
+        self._told_to_end = True
+        self._session.stop()
+
+    def _ready(self) -> None:
+        self._write_record()
+        try:
+            self._tell_ready()
+        except BrokenPipeError:
+            # Whoever asked for the mount is gone and could not know that it must unmount.
+            self._end()
+        else:
+            self._is_ready = True
+
+    def _write_record(self) -> None:
+        entries = mounting.mounts()
+        entry = next((one for one in reversed(entries) if one.target == self._place), None)
+        if entry is None or entry.kind != mounting.FSTYPE:
+            return
+        record = registry.describe_self(
+            entry.device,
+            os.fsdecode(self._place),
+            self._session.name,
+            format_options(self._options),
+        )
+        try:
+            self._record = registry.write(record, (one.device for one in entries))
+        except OSError as error:
+            log.warning("no record of this mount for `unionfs ls`: %s", error)

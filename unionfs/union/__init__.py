@@ -1,0 +1,1 @@
+"""What a merged tree is: lookup, listing, copy-up, whiteouts, rename."""

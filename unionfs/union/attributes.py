@@ -1,0 +1,178 @@
+"""Attributes: mode, owner, size, times and extended attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unionfs.layer import syscalls, xattrs
+from unionfs.layer.xattrs import ACL_ACCESS, CAPABILITY
+from unionfs.union.copyup import copy_up
+from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
+from unionfs.union.tree import MergedTree, fail
+
+if TYPE_CHECKING:
+    from unionfs.fuse.interface import Caller, Changes
+
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+_CAP_FSETID = 4
+
+
+async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None:
+    """Apply *changes*; waits while the object is copied up.
+
+    Raises EROFS, EPERM for protected objects and for an owner that cannot be set.
+    """
+    tree.refuse_read_only()
+    bits = protection(tree, node)
+    times_only = (changes.mode, changes.uid, changes.gid, changes.size) == (None,) * 4
+    if bits & IMMUTABLE or (bits & APPEND and not times_only):
+        fail(errno.EPERM)
+    await copy_up(tree, node, size=changes.size)
+    with tree.object(node) as path:
+        if changes.size is not None:
+            _strip(tree, node, path)
+            os.truncate(path, changes.size)
+        if changes.uid is not None or changes.gid is not None:
+            _set_owner(tree, path, changes.uid, changes.gid)
+        if changes.mode is not None and not stat.S_ISLNK(node.kind):
+            os.chmod(path, stat.S_IMODE(changes.mode))
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            syscalls.set_times(path, changes.atime_ns, changes.mtime_ns)
+    _may_have_set_ids(node)
+
+
+def _set_owner(tree: MergedTree, path: bytes, uid: int | None, gid: int | None) -> None:
+    """Set the owner; a squashed one can only be what it is shown as."""
+    options = tree.options
+    for wanted, shown in ((uid, options.squash_to_uid), (gid, options.squash_to_gid)):
+        if shown is not None and wanted not in (None, shown):
+            fail(errno.EPERM)
+    new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
+    new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
+    if (new_uid, new_gid) != (-1, -1):
+        os.chown(path, new_uid, new_gid)
+
+
+def _may_have_set_ids(node: Node) -> None:
+    """Let the next write look for setuid, setgid and capabilities again."""
+    if isinstance(node, FileNode) and node.opened is not None:
+        node.opened.may_strip = True
+
+
+def strip_set_ids(tree: MergedTree, node: FileNode) -> None:
+    """Take setuid, setgid and capabilities away, as any write does (write(2), chown(2))."""
+    opened = node.opened
+    if opened is not None and not opened.may_strip:
+        return
+    with tree.object(node) as path:
+        _strip(tree, node, path)
+    if opened is not None:
+        opened.may_strip = False
+
+
+def _strip(tree: MergedTree, node: Node, path: bytes) -> None:
+    if not stat.S_ISREG(node.kind):
+        return
+    mode = stat.S_IMODE(tree.status(node).st_mode)
+    kept = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        # Without group execution the bit meant mandatory locking, and is kept.
+        kept &= ~stat.S_ISGID
+    if kept != mode:
+        os.chmod(path, kept)
+    if xattrs.read(path, CAPABILITY, follow=True) is not None:
+        xattrs.remove(path, CAPABILITY, follow=True)
+
+
+# Extended attributes
+
+
+def get_xattr(tree: MergedTree, node: Node, name: bytes) -> bytes:
+    """Return the value of *name*; ENODATA where there is none, our own marks included."""
+    stored = tree.marks.stored(name)
+    if stored is None:
+        fail(errno.ENODATA)
+    with tree.object(node) as path:
+        return os.getxattr(path, stored)
+
+
+def list_xattrs(tree: MergedTree, node: Node, caller: Caller) -> list[bytes]:
+    """Return the names that *caller* may see: ``trusted.`` is for root."""
+    with tree.object(node) as path:
+        shown = [tree.marks.shown(name) for name in xattrs.names(path, follow=True)]
+    privileged = caller.uid == 0
+    return [
+        name
+        for name in shown
+        if name is not None and (privileged or not name.startswith(b"trusted."))
+    ]
+
+
+async def set_xattr(
+    tree: MergedTree, node: Node, name: bytes, value: bytes, flags: int, caller: Caller
+) -> None:
+    """Set an attribute; waits while the object is copied up. EPERM for our own marks."""
+    tree.refuse_read_only()
+    refuse_protected(tree, node)
+    stored = tree.marks.stored(name)
+    if stored is None:
+        fail(errno.EPERM)
+    with tree.object(node) as path:
+        _check_flags(path, stored, flags)
+    await copy_up(tree, node)
+    with tree.object(node) as path:
+        xattrs.write(path, stored, value, flags, follow=True)
+        if name == ACL_ACCESS:
+            _drop_foreign_group(tree, node, path, caller)
+    _may_have_set_ids(node)
+
+
+def _check_flags(path: bytes, stored: bytes, flags: int) -> None:
+    """Fail before a copy-up for nothing."""
+    if not flags:
+        return
+    present = xattrs.read(path, stored, follow=True) is not None
+    if flags & os.XATTR_CREATE and present:
+        fail(errno.EEXIST)
+    if flags & os.XATTR_REPLACE and not present:
+        fail(errno.ENODATA)
+
+
+def _drop_foreign_group(tree: MergedTree, node: Node, path: bytes, caller: Caller) -> None:
+    """Clear setgid when the ACL was set by one who is not in the group (acl(5), chmod(2))."""
+    status = tree.status(node)
+    if not status.st_mode & stat.S_ISGID or isinstance(node, DirNode) and caller.uid == 0:
+        return
+    if caller.uid != 0 and status.st_gid not in (caller.gid, *_supplementary_groups(caller.pid)):
+        os.chmod(path, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
+
+
+def _supplementary_groups(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        if line.startswith("Groups:"):
+            return [int(group) for group in line.split()[1:]]
+    return []
+
+
+async def remove_xattr(tree: MergedTree, node: Node, name: bytes) -> None:
+    """Remove an attribute; waits while the object is copied up. ENODATA without one."""
+    tree.refuse_read_only()
+    refuse_protected(tree, node)
+    stored = tree.marks.stored(name)
+    if stored is None:
+        fail(errno.EPERM)
+    with tree.object(node) as path:
+        if xattrs.read(path, stored, follow=True) is None:
+            fail(errno.ENODATA)
+    await copy_up(tree, node)
+    with tree.object(node) as path:
+        xattrs.remove(path, stored, follow=True)

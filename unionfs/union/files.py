@@ -1,0 +1,169 @@
+"""Open files: one descriptor for each regular file, however many have it open.
+
+A file opened for reading or writing stays lower until the first change; then everyone
+who has it open goes on with the copy, which is why a handle is just a node and flags.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from unionfs.union.attributes import strip_set_ids
+from unionfs.union.copyup import copy_up, open_lower, refuse_metacopy
+from unionfs.union.nodes import FileNode, OpenFile
+from unionfs.union.protect import APPEND, IMMUTABLE, protection
+from unionfs.union.tree import MergedTree, fail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SYNCS = os.O_SYNC | os.O_DSYNC
+
+
+class FileHandle(NamedTuple):
+    """A file that somebody has open, with the flags of that open(2)."""
+
+    node: FileNode
+    flags: int
+
+
+class OpenFiles:
+    """The handles that the kernel holds."""
+
+    def __init__(self, tree: MergedTree) -> None:
+        self._tree = tree
+        self._handles: dict[int, FileHandle] = {}
+        self._numbers: Iterator[int] = itertools.count(1)
+
+    def get(self, number: int) -> FileHandle:
+        """Return a handle; EBADF for one that is not open."""
+        handle = self._handles.get(number)
+        if handle is None:
+            fail(errno.EBADF)
+        return handle
+
+    async def open(self, node: FileNode, flags: int) -> int:
+        """Open *node*. Waits while it is copied up, which only ``O_TRUNC`` asks for.
+
+        Raises EROFS, EPERM for protected files, and what the layer says.
+        """
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes or flags & os.O_TRUNC:
+            self._tree.refuse_read_only()
+            _refuse_protected(self._tree, node, flags)
+        if flags & os.O_TRUNC:
+            await copy_up(self._tree, node, size=0)
+            strip_set_ids(self._tree, node)
+            with self._tree.object(node) as path:
+                os.truncate(path, 0)
+        if node.opened is None:
+            node.opened = self._open_node(node, flags)
+        elif writes and node.upper:
+            make_writable(self._tree, node, node.opened)
+        return self._add(node, flags)
+
+    def adopt(self, node: FileNode, fd: int, flags: int) -> int:
+        """Take over *fd*, on which a new file was made."""
+        node.opened = OpenFile(fd, writable=True)
+        return self._add(node, flags)
+
+    def _add(self, node: FileNode, flags: int) -> int:
+        assert node.opened is not None
+        node.opened.users += 1
+        number = next(self._numbers)
+        self._handles[number] = FileHandle(node, flags)
+        return number
+
+    def _open_node(self, node: FileNode, flags: int) -> OpenFile:
+        if not node.upper:
+            return OpenFile(open_lower(self._tree, node), writable=False)
+        try:
+            fd, writable = self._tree.open_object(node, os.O_RDWR), True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ETXTBSY):
+                raise
+            # An unprivileged daemon is bound by the mode of its own files.
+            mode = flags & os.O_ACCMODE
+            fd, writable = self._tree.open_object(node, mode), mode != os.O_RDONLY
+        refuse_metacopy(self._tree, fd)
+        return OpenFile(fd, writable=writable)
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Write all of *data* at *offset*. Waits while the file is copied up."""
+        handle = self.get(number)
+        node = handle.node
+        if not node.upper:
+            await copy_up(self._tree, node)
+        opened = _opened(node)
+        if not opened.writable:
+            make_writable(self._tree, node, opened)
+        strip_set_ids(self._tree, node)
+        written = 0
+        view = memoryview(data)
+        while written < len(data):
+            try:
+                written += os.pwrite(opened.fd, view[written:], offset + written)
+            except OSError:
+                if written:
+                    break  # what did arrive is reported; the next write meets the error
+                raise
+        if handle.flags & _SYNCS and not self._tree.work.volatile:
+            await trio.to_thread.run_sync(os.fsync, opened.fd)
+        return written
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Read from the layer that has the file now. Does not wait."""
+        return os.pread(_opened(self.get(number).node).fd, size, offset)
+
+    def release(self, number: int) -> FileNode:
+        """Forget a handle and, with the last one, close the file; return its node."""
+        node = self.get(number).node
+        del self._handles[number]
+        opened = _opened(node)
+        opened.users -= 1
+        if opened.users == 0:
+            os.close(opened.fd)
+            node.opened = None
+        return node
+
+    async def fsync(self, number: int, *, data_only: bool) -> None:
+        """Bring the file to the disk; a lower one is there already. Waits for the disk."""
+        node = self.get(number).node
+        if not node.upper or self._tree.stack.work is None or self._tree.work.volatile:
+            return
+        # A descriptor of its own: the file may be closed while the disk works.
+        fd = os.dup(_opened(node).fd)
+        try:
+            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, fd)
+        finally:
+            os.close(fd)
+
+
+def _opened(node: FileNode) -> OpenFile:
+    if node.opened is None:
+        fail(errno.EBADF)
+    return node.opened
+
+
+def make_writable(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
+    """Let an upper file that is open for reading be written, too."""
+    if opened.writable:
+        return
+    try:
+        fd = tree.open_object(node, os.O_RDWR)
+    except PermissionError:
+        fd = tree.open_object(node, os.O_WRONLY)
+    os.close(opened.fd)
+    opened.fd, opened.writable = fd, True
+
+
+def _refuse_protected(tree: MergedTree, node: FileNode, flags: int) -> None:
+    bits = protection(tree, node)
+    appends = flags & os.O_APPEND and not flags & os.O_TRUNC
+    if bits & IMMUTABLE or (bits & APPEND and not appends):
+        fail(errno.EPERM)

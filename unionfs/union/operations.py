@@ -1,0 +1,187 @@
+"""UnionFS: each request of the kernel, told in the union's own words.
+
+What a request means stands in the module it calls; here numbers become nodes, and
+nodes entries. See ``fuse.interface.FileSystem`` for what each method promises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+
+import trio
+
+from unionfs.fuse.interface import Attr, Caller, Changes, DirectoryEntry, Entry, Statfs
+from unionfs.layer.stack import LayerStack
+from unionfs.options import MountOptions
+from unionfs.union import attributes, create, remove
+from unionfs.union.files import OpenFiles
+from unionfs.union.listing import Listings
+from unionfs.union.nodes import Node
+from unionfs.union.rename import rename
+from unionfs.union.tree import MergedTree, fail
+
+
+class UnionFS:
+    """A merged tree that a session can serve."""
+
+    def __init__(self, stack: LayerStack, options: MountOptions) -> None:
+        self.timeout = options.timeout
+        self._tree = MergedTree(stack, options)
+        self._nodes = self._tree.nodes
+        self._files = OpenFiles(self._tree)
+        self._listings = Listings(self._tree)
+
+    # Nodes
+
+    async def lookup(self, parent: int, name: bytes) -> Entry:
+        directory = self._nodes.directory(parent)
+        if name in (b".", b".."):
+            above = directory.parent if name == b".." else directory
+            return self._entry(above or directory)
+        node = self._tree.child(directory, name)
+        if node is None:
+            fail(errno.ENOENT, name)
+        return self._entry(node)
+
+    def _entry(self, node: Node) -> Entry:
+        """Return the entry for *node*, counted as a reference of the kernel's."""
+        entry = Entry(node.ino, self._tree.attr(node))
+        node.lookups += 1
+        return entry
+
+    def remember(self, node: int) -> None:
+        self._nodes.get(node).lookups += 1
+
+    def forget(self, node: int, count: int) -> None:
+        self._nodes.forget(self._nodes.get(node), count)
+
+    # Attributes
+
+    async def getattr(self, node: int) -> Attr:
+        return self._tree.attr(self._nodes.get(node))
+
+    async def setattr(self, node: int, changes: Changes) -> Attr:
+        found = self._nodes.get(node)
+        await attributes.set_attributes(self._tree, found, changes)
+        return self._tree.attr(found)
+
+    async def getxattr(self, node: int, name: bytes) -> bytes:
+        return attributes.get_xattr(self._tree, self._nodes.get(node), name)
+
+    async def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
+        return attributes.list_xattrs(self._tree, self._nodes.get(node), caller)
+
+    async def setxattr(
+        self, node: int, name: bytes, value: bytes, flags: int, caller: Caller
+    ) -> None:
+        found = self._nodes.get(node)
+        await attributes.set_xattr(self._tree, found, name, value, flags, caller)
+
+    async def removexattr(self, node: int, name: bytes) -> None:
+        await attributes.remove_xattr(self._tree, self._nodes.get(node), name)
+
+    async def readlink(self, node: int) -> bytes:
+        found = self._nodes.get(node)
+        if found.pinned >= 0:
+            return os.readlink(b"", dir_fd=found.pinned)
+        dirfd, name = self._tree.location(found)
+        return os.readlink(name, dir_fd=dirfd)
+
+    async def statfs(self) -> Statfs:
+        stack = self._tree.stack
+        layer = stack.lowers[0] if stack.upper is None else stack.upper
+        sizes = os.statvfs(layer.root_fd)
+        return Statfs(
+            sizes.f_bsize,
+            sizes.f_frsize,
+            sizes.f_blocks,
+            sizes.f_bfree,
+            sizes.f_bavail,
+            sizes.f_files,
+            sizes.f_ffree,
+            sizes.f_favail,
+            sizes.f_namemax,
+        )
+
+    # Names
+
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller
+    ) -> Entry:
+        directory = self._nodes.directory(parent)
+        return self._entry(
+            create.create_special(self._tree, directory, name, mode, rdev, caller)
+        )
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        directory = self._nodes.directory(parent)
+        return self._entry(create.create_directory(self._tree, directory, name, mode, caller))
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        directory = self._nodes.directory(parent)
+        return self._entry(create.create_symlink(self._tree, directory, name, target, caller))
+
+    async def link(self, node: int, parent: int, name: bytes) -> Entry:
+        found = self._nodes.file(node)
+        await create.link(self._tree, found, self._nodes.directory(parent), name)
+        return self._entry(found)
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        await remove.unlink(self._tree, self._nodes.directory(parent), name)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        await remove.rmdir(self._tree, self._nodes.directory(parent), name)
+
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        source, target = self._nodes.directory(parent), self._nodes.directory(new_parent)
+        await rename(self._tree, source, name, target, new_name, flags)
+
+    # Files
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Entry, int]:
+        directory = self._nodes.directory(parent)
+        node, fd = create.create_file(self._tree, directory, name, mode, caller)
+        handle = self._files.adopt(node, fd, flags)
+        return self._entry(node), handle
+
+    async def open(self, node: int, flags: int) -> int:
+        return await self._files.open(self._nodes.file(node), flags)
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        return self._files.read(handle, offset, size)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        return await self._files.write(handle, offset, data)
+
+    async def release(self, handle: int) -> None:
+        self._nodes.drop_unknown(self._files.release(handle))
+
+    async def fsync(self, handle: int, *, data_only: bool) -> None:
+        await self._files.fsync(handle, data_only=data_only)
+
+    # Directories
+
+    async def opendir(self, node: int) -> int:
+        return self._listings.open(self._nodes.directory(node, removed=True))
+
+    async def readdir(self, handle: int, offset: int) -> Iterator[DirectoryEntry]:
+        return await self._listings.read(handle, offset)
+
+    async def releasedir(self, handle: int) -> None:
+        self._listings.release(handle)
+
+    async def fsyncdir(self, handle: int, *, data_only: bool) -> None:
+        node = self._listings.get(handle)
+        if node.upper is None or self._tree.stack.work is None or self._tree.work.volatile:
+            return
+        fd = self._tree.open_object(node, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,151 @@
+"""Names that go: unlink and rmdir, with a whiteout only where something below would show."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from unionfs.layer import syscalls
+from unionfs.union import merge, whiteouts
+from unionfs.union.copyup import copy_up_directory, copy_up_name, settled
+from unionfs.union.links import record_links
+from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.protect import refuse_lost_names, refuse_protected
+from unionfs.union.tree import MergedTree, fail
+
+if TYPE_CHECKING:
+    from unionfs.layer.tree import Directory
+
+
+async def unlink(tree: MergedTree, parent: DirNode, name: bytes) -> None:
+    """Remove *name*, no directory.
+
+    Waits while the object is copied up: one of several names in a lower layer must be,
+    so that the count of those that are left can be kept.
+    """
+    node = _present(tree, parent, name)
+    if not isinstance(node, FileNode):
+        fail(errno.EISDIR, name)
+    _refuse_removal(tree, parent, node)
+    await settled(node)
+    if _has_links_below(tree, node):
+        await copy_up_name(tree, node, parent, name)
+    copy_up_directory(tree, parent)
+    directory = tree.upper_of(parent)
+    tree.pin(node)
+    record_links(tree, node)
+    take_away(tree, directory, name, whiteout=tree.shows_below(parent, name))
+    lose_name(tree, node, parent, name)
+
+
+def _has_links_below(tree: MergedTree, node: FileNode) -> bool:
+    return node.index is not None or (not node.upper and tree.status(node).st_nlink > 1)
+
+
+async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:
+    """Remove a directory that shows nothing; ENOTEMPTY when it does. Does not wait."""
+    node = _present(tree, parent, name)
+    if not isinstance(node, DirNode):
+        fail(errno.ENOTDIR, name)
+    if not merge.is_empty(node.places()):
+        fail(errno.ENOTEMPTY, name)
+    _refuse_removal(tree, parent, node)
+    copy_up_directory(tree, parent)
+    directory = tree.upper_of(parent)
+    tree.pin(node)
+    take_away(tree, directory, name, whiteout=tree.shows_below(parent, name))
+    lose_directory(tree, node, parent, name)
+
+
+def _present(tree: MergedTree, parent: DirNode, name: bytes) -> Node:
+    tree.refuse_read_only()
+    node = tree.child(parent, name)
+    if node is None:
+        fail(errno.ENOENT, name)
+    return node
+
+
+def _refuse_removal(tree: MergedTree, parent: DirNode, node: Node) -> None:
+    refuse_protected(tree, node)
+    refuse_lost_names(tree, parent)
+
+
+def take_away(tree: MergedTree, directory: Directory, name: bytes, *, whiteout: bool) -> None:
+    """Remove the upper object at *name*, if there is one, in one step; leave a whiteout if asked.
+
+    A directory may still hold whiteouts of its own.
+    """
+    status = directory.lstat(name)
+    if whiteout:
+        _cover(tree, directory, name, status)
+    elif status is None:
+        pass
+    elif stat.S_ISDIR(status.st_mode):
+        _remove_directory(tree, directory, name)
+    else:
+        os.unlink(name, dir_fd=directory.fd())
+
+
+def _cover(
+    tree: MergedTree, directory: Directory, name: bytes, status: os.stat_result | None
+) -> None:
+    if status is None:
+        whiteouts.make_whiteout(directory, name)
+        return
+    work = tree.work
+    temporary = whiteouts.prepare_whiteout(work, directory)
+    try:
+        if stat.S_ISDIR(status.st_mode):
+            flags = syscalls.RENAME_EXCHANGE
+            syscalls.renameat2(work.fd, temporary, directory.fd(), name, flags)
+            work.discard(temporary)
+        else:
+            os.rename(temporary, name, src_dir_fd=work.fd, dst_dir_fd=directory.fd())
+    except BaseException:
+        work.discard(temporary)
+        raise
+
+
+def _remove_directory(tree: MergedTree, directory: Directory, name: bytes) -> None:
+    try:
+        os.rmdir(name, dir_fd=directory.fd())
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        work = tree.work
+        temporary = work.new_name()
+        os.rename(name, temporary, src_dir_fd=directory.fd(), dst_dir_fd=work.fd)
+        work.discard(temporary)
+
+
+def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -> None:
+    """Let *node*, which is pinned, no longer have *name*."""
+    parent.children.pop(name, None)
+    parent.changed()
+    node.remove_name(parent, name)
+    links = os.fstat(node.pinned).st_nlink + node.extra_links if node.upper else 0
+    if links > 0:
+        if node.parent is not None or node.index is not None:
+            node.unpin()
+        return
+    if node.index is not None:
+        tree.work.forget_index(node.index)
+        node.index = None
+        node.extra_links = 0
+    tree.nodes.gone(node)
+    tree.nodes.drop_unknown(node)
+
+
+def lose_directory(tree: MergedTree, node: DirNode, parent: DirNode, name: bytes) -> None:
+    """Let the pinned directory *node* be gone; those who have it open see it empty."""
+    parent.children.pop(name, None)
+    parent.changed()
+    for directory in node.places():
+        directory.layer.descriptors.drop(directory)
+    node.upper = None
+    node.lowers = ()
+    node.changed()
+    tree.nodes.gone(node)
+    tree.nodes.drop_unknown(node)
