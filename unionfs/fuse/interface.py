@@ -112,9 +112,7 @@ class FileSystem(Protocol):
     async def readlink(self, node: int) -> bytes:
         """Return the target of a symbolic link."""
 
-    async def mknod(
-        self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller
-    ) -> Entry:
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Make a file, fifo, socket or device; EPERM for a character device 0:0."""
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:

@@ -202,7 +202,7 @@ class _Handlers(pyfuse3.Operations):
         await self._fs.rmdir(parent_inode, name)
 
     @_answered
-    async def rename(  # noqa: PLR0913, PLR0917 - pyfuse3's signature
+    async def rename(
         self,
         parent_inode_old: int,
         name_old: bytes,

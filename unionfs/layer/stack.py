@@ -194,9 +194,7 @@ def _isolate(fd: int, files: contextlib.ExitStack) -> int | None:
         return None
     files.callback(os.close, clone)
     try:
-        syscalls.mount_setattr(
-            clone, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME
-        )
+        syscalls.mount_setattr(clone, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME)
     except OSError:
         # In a user namespace the access time mode may be locked.
         with contextlib.suppress(OSError):

@@ -113,9 +113,7 @@ def mount_setattr(mount_fd: int, attributes: int) -> None:
     if attributes & MOUNT_ATTR_NOATIME:
         change.attr_clr = 0x70  # MOUNT_ATTR__ATIME: the old mode must be named to be replaced
     size = ctypes.sizeof(change)
-    _check(
-        _syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, ctypes.byref(change), size)
-    )
+    _check(_syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, ctypes.byref(change), size))
 
 
 def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
@@ -127,9 +125,7 @@ def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
     mount_id = ctypes.c_int()
     flags = 0 if name else AT_EMPTY_PATH
     _check(
-        _libc.name_to_handle_at(
-            dirfd, name, ctypes.byref(handle), ctypes.byref(mount_id), flags
-        ),
+        _libc.name_to_handle_at(dirfd, name, ctypes.byref(handle), ctypes.byref(mount_id), flags),
         name,
     )
     return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
@@ -139,9 +135,7 @@ def open_by_handle(mount_fd: int, handle_type: int, handle: bytes) -> int:
     """Open what *handle* names, O_PATH; ESTALE when it is gone (open_by_handle_at(2))."""
     raw = _FileHandle(len(handle), handle_type)
     ctypes.memmove(raw.f_handle, handle, len(handle))
-    return _check(
-        _libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC)
-    )
+    return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC))
 
 
 def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:

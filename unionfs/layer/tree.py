@@ -19,9 +19,7 @@ from unionfs.layer.xattrs import Marks
 
 _OPEN_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_OBJECT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_BENEATH: Final = (
-    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
-)
+_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
 
 #: errno of a lookup that mean "not on this layer": the next layer is asked.
 ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV))
@@ -74,7 +72,7 @@ class Layer:
 
     __slots__ = ("descriptors", "index", "isolated", "marks", "path", "root", "root_fd", "uuid")
 
-    def __init__(  # noqa: PLR0913 - a record, made in one place
+    def __init__(
         self,
         index: int,
         path: bytes,
@@ -128,15 +126,7 @@ class Directory:
             directory = above
             fd = self.layer.root_fd if above.parent is None else descriptors.get(above)
         for directory in reversed(missing):
-            fd = directory._open(fd)
-        return fd
-
-    def _open(self, parent_fd: int) -> int:
-        if self.layer.isolated:
-            fd = os.open(self.name, _OPEN_DIRECTORY, dir_fd=parent_fd)
-        else:
-            fd = syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _BENEATH)
-        self.layer.descriptors.put(self, fd)
+            fd = _open(directory, fd)
         return fd
 
     def path(self) -> bytes:
@@ -183,6 +173,16 @@ class Directory:
             raise
         with os.scandir(path) as entries:
             yield from entries
+
+
+def _open(directory: Directory, parent_fd: int) -> int:
+    """Open *directory*, whose parent is *parent_fd*, and keep its descriptor."""
+    if directory.layer.isolated:
+        fd = os.open(directory.name, _OPEN_DIRECTORY, dir_fd=parent_fd)
+    else:
+        fd = syscalls.openat2(parent_fd, directory.name, _OPEN_DIRECTORY, _BENEATH)
+    directory.layer.descriptors.put(directory, fd)
+    return fd
 
 
 def kind_of(entry: os.DirEntry[bytes]) -> int:

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.xattrs import ACL_ACCESS, CAPABILITY
 from unionfs.union.copyup import copy_up
-from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.nodes import FileNode, Node
 from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
 from unionfs.union.tree import MergedTree, fail
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Caller, Changes
-
-_SET_IDS = stat.S_ISUID | stat.S_ISGID
-_CAP_FSETID = 4
 
 
 async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None:
@@ -146,7 +143,7 @@ def _check_flags(path: bytes, stored: bytes, flags: int) -> None:
 def _drop_foreign_group(tree: MergedTree, node: Node, path: bytes, caller: Caller) -> None:
     """Clear setgid when the ACL was set by one who is not in the group (acl(5), chmod(2))."""
     status = tree.status(node)
-    if not status.st_mode & stat.S_ISGID or isinstance(node, DirNode) and caller.uid == 0:
+    if not status.st_mode & stat.S_ISGID:
         return
     if caller.uid != 0 and status.st_gid not in (caller.gid, *_supplementary_groups(caller.pid)):
         os.chmod(path, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)

@@ -6,16 +6,18 @@ directory with anything changed inside is itself C, since its entries changed.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unionfs.layer import xattrs
+from unionfs.layer.tree import Directory
 from unionfs.union import merge, whiteouts
-from unionfs.union.merge import Found
 
 if TYPE_CHECKING:
     from unionfs.layer.stack import LayerStack
-    from unionfs.layer.tree import Directory
+    from unionfs.union.merge import Found
 
 ADDED = "A"
 CHANGED = "C"
@@ -32,9 +34,27 @@ class Change:
 
 def changes(stack: LayerStack) -> Iterator[Change]:
     """Yield what the upper layer of *stack* changes, each directory before its entries."""
-    if stack.upper is not None:
-        lowers = tuple(layer.root for layer in stack.lowers)
-        yield from _Walk(stack).directory((stack.upper.root, *lowers), lowers, b"")
+    if stack.upper is None:
+        return
+    if not stack.lowers:
+        yield from _bare(stack.upper.root, b"")
+        return
+    lowers = tuple(layer.root for layer in stack.lowers)
+    yield from _Walk(stack).directory((stack.upper.root, *lowers), lowers, b"")
+
+
+def _bare(directory: Directory, path: bytes) -> Iterator[Change]:
+    """Yield what an upper directory tells by itself: an origin mark means that it was below."""
+    for name in sorted({_uncovered(entry.name) for entry in directory.scan()} - {b""}):
+        here = path + b"/" + name
+        status = directory.lstat(name)
+        if status is None or whiteouts.is_whiteout(directory, name, status):
+            yield Change(DELETED, here)
+            continue
+        origin = directory.layer.marks.read(xattrs.entry_path(directory.fd(), name), xattrs.ORIGIN)
+        yield Change(ADDED if origin is None else CHANGED, here)
+        if stat.S_ISDIR(status.st_mode):
+            yield from _bare(Directory(directory.layer, directory, name), here)
 
 
 class _Walk:
@@ -66,7 +86,7 @@ class _Walk:
             if old is not None:
                 yield Change(DELETED, path)
             return
-        if old is not None and new.places[0].layer is old.places[0].layer:
+        if old is not None and new.name == old.name and _same_places(new.places, old.places):
             return  # the same lower object: only its neighbours were touched
         yield Change(ADDED if old is None else CHANGED, path)
         if new.is_directory:
@@ -94,4 +114,3 @@ def _same_places(first: Sequence[Directory], second: Sequence[Directory]) -> boo
     return [(one.layer.index, one.path()) for one in first] == [
         (one.layer.index, one.path()) for one in second
     ]
-

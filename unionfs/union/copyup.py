@@ -180,9 +180,7 @@ def refuse_metacopy(tree: MergedTree, fd: int) -> None:
         raise
 
 
-def _copy_special(
-    tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result
-) -> None:
+def _copy_special(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:
     work = tree.work
     dirfd, lower_name = tree.location(node)
     if stat.S_ISLNK(node.kind):
@@ -192,9 +190,7 @@ def _copy_special(
     _copy_metadata(tree, node, work.path_of(name), status)
 
 
-def _copy_metadata(
-    tree: MergedTree, node: FileNode, path: bytes, status: os.stat_result
-) -> None:
+def _copy_metadata(tree: MergedTree, node: FileNode, path: bytes, status: os.stat_result) -> None:
     """Give the temporary at *path* what the lower object has beside its data.
 
     The owner comes first, since chown takes setuid and capabilities away; marks come
@@ -254,9 +250,7 @@ def _copy_xattrs(
                 raise
 
 
-def _mark_origin(
-    tree: MergedTree, path: bytes, layer: Layer, place: tuple[int, bytes]
-) -> None:
+def _mark_origin(tree: MergedTree, path: bytes, layer: Layer, place: tuple[int, bytes]) -> None:
     origin = handles.encode(*place, layer.uuid)
     if origin is None:
         return

@@ -84,7 +84,7 @@ def create_symlink(
     return _create(tree, parent, name, make, stat.S_IFLNK | 0o777, caller)
 
 
-def _create(  # noqa: PLR0913 - what a new object is made of
+def _create(
     tree: MergedTree,
     parent: DirNode,
     name: bytes,
@@ -186,9 +186,7 @@ def _exchange(tree: MergedTree, directory: Directory, temporary: bytes, name: by
         tree.work.discard(temporary)
 
 
-def _new_file(
-    tree: MergedTree, parent: DirNode, name: bytes, status: os.stat_result
-) -> FileNode:
+def _new_file(tree: MergedTree, parent: DirNode, name: bytes, status: os.stat_result) -> FileNode:
     real = tree.nodes.numbers.real(status)
     ino = tree.nodes.number_for(real, real)
     node = FileNode(ino, stat.S_IFMT(status.st_mode), parent, name)

@@ -84,9 +84,7 @@ class Listings:
                 await trio.lowlevel.checkpoint()
         return names
 
-    def _entries(
-        self, node: DirNode, names: list[bytes], offset: int
-    ) -> Iterator[DirectoryEntry]:
+    def _entries(self, node: DirNode, names: list[bytes], offset: int) -> Iterator[DirectoryEntry]:
         for position, name in enumerate((b".", b".."), start=1):
             if offset < position:
                 above = node if position == 1 or node.parent is None else node.parent

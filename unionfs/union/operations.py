@@ -107,13 +107,9 @@ class UnionFS:
 
     # Names
 
-    async def mknod(
-        self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller
-    ) -> Entry:
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(
-            create.create_special(self._tree, directory, name, mode, rdev, caller)
-        )
+        return self._entry(create.create_special(self._tree, directory, name, mode, rdev, caller))
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)

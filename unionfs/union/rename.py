@@ -18,8 +18,8 @@ import stat
 from dataclasses import dataclass
 
 from unionfs.layer import syscalls, xattrs
-from unionfs.layer.tree import Directory
 from unionfs.layer.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from unionfs.layer.tree import Directory
 from unionfs.union import merge, whiteouts
 from unionfs.union.copyup import copy_up_directory, copy_up_name, mark_impure, settled
 from unionfs.union.links import record_links

@@ -174,9 +174,7 @@ class MergedTree:
             self._find_copy(node, found.status)
         return node
 
-    def _adopt_upper_file(
-        self, parent: DirNode, name: bytes, status: os.stat_result
-    ) -> FileNode:
+    def _adopt_upper_file(self, parent: DirNode, name: bytes, status: os.stat_result) -> FileNode:
         real = self.nodes.numbers.real(status)
         known = self.nodes.by_real(real)
         if isinstance(known, FileNode):

@@ -1,0 +1,299 @@
+"""An ordinary user's union: through fusermount3, and in a user namespace of one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import build, system, tree
+from tests.mounts import REPOSITORY, Layers, UnionMount
+from tests.system import attempt, in_child
+from tests.watchdog import Watchdog
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("ours_only")]
+
+USER = 4321
+
+
+@pytest.fixture
+def device() -> Iterator[None]:
+    """/dev/fuse open to everyone, as distributions have it."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed")
+    mode = os.stat("/dev/fuse").st_mode & 0o777
+    os.chmod("/dev/fuse", 0o666)
+    yield
+    os.chmod("/dev/fuse", mode)
+
+
+def own(layers: Layers) -> None:
+    """Give all layers to the user; what is in them too."""
+    subprocess.run(["chown", "-hR", f"{USER}:{USER}", layers.base], check=True)
+
+
+def become_user() -> None:
+    os.setgroups([])
+    os.setgid(USER)
+    os.setuid(USER)
+    system.die_with_parent()
+
+
+@pytest.fixture
+def rootless(
+    device: None, layers: Layers, watchdog: Watchdog, mounts: Any
+) -> Callable[..., UnionMount]:
+    """Mounts `layers` as an ordinary user."""
+    for path in (REPOSITORY, Path(sys.executable).resolve()):
+        if not as_user(partial(os.access, path, os.R_OK | os.X_OK)):
+            pytest.skip(f"{path} is not open to ordinary users")
+
+    def mount(options: str = "") -> UnionMount:
+        own(layers)
+        mounted: UnionMount = mounts.add(
+            UnionMount(layers, watchdog, options, before_exec=become_user)
+        )
+        return mounted
+
+    return mount
+
+
+def as_user(function: Callable[[], Any]) -> Any:
+    return in_child(function, uid=USER, gid=USER)
+
+
+def lower_of_kinds(layers: Layers) -> None:
+    for name in ("lower_file", "lowest_file", "lower_full", "lower_symlink", "lower_links"):
+        build.KINDS[name](layers, name)
+    build.lower_fifo(layers, "lower_fifo")
+    build.lower_socket(layers, "lower_socket")
+    build.write(layers.lowers[0] / "read_only", "read only", 0o444)
+    (layers.lowers[0] / "read_only_directory").mkdir()
+    build.write(layers.lowers[0] / "read_only_directory" / "file")
+    (layers.lowers[0] / "read_only_directory").chmod(0o555)
+
+
+def test_a_users_day(layers: Layers, rootless: Callable[..., UnionMount]) -> None:
+    lower_of_kinds(layers)
+    mounted = rootless()
+    root = mounted.root
+
+    def work() -> None:
+        (root / "lower_file").write_text("rewritten")
+        (root / "lowest_file").unlink()
+        (root / "read_only").chmod(0o640)
+        (root / "read_only").chmod(0o444)
+        (root / "lower_full" / "new").write_text("new")
+        (root / "lower_full").rename(root / "renamed")
+        (root / "renamed" / "inside").unlink()
+        (root / "lower_symlink").rename(root / "link")
+        (root / "lower_fifo").rename(root / "fifo")
+        (root / "lower_socket").chmod(0o700)
+        (root / "read_only_directory").chmod(0o755)
+        (root / "read_only_directory" / "file").write_text("now")
+        (root / "lower_links").write_text("both")
+        (root / "made").mkdir()
+        os.setxattr(root / "made", "user.mine", b"1")
+        shutil.rmtree(root / "made")
+        (root / "made").mkdir(mode=0o1777)
+
+    as_user(work)
+    before = as_user(lambda: _shape(root))
+    assert sorted(os.listdir(layers.lowers[0] / "lower_full")) == ["inside"]
+    mounted.unmount()
+    mounted = rootless()
+    assert as_user(lambda: _shape(mounted.root)) == before
+    assert before["renamed/new"][1] == "new"
+    assert before["lower_links-other"][1] == "both"
+    assert "lowest_file" not in before
+
+
+def _shape(root: Path) -> dict[str, tuple[int, str]]:
+    found = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = path.read_text() if path.is_file() and not path.is_symlink() else ""
+        found[str(path.relative_to(root))] = (status.st_mode, content)
+    return found
+
+
+def test_marks_are_the_users(layers: Layers, rootless: Callable[..., UnionMount]) -> None:
+    lower_of_kinds(layers)
+    mounted = rootless()
+    root = mounted.root
+    as_user(lambda: (root / "lower_full").rename(root / "renamed"))
+    as_user(lambda: shutil.rmtree(root / "renamed"))
+    as_user((root / "renamed").mkdir)
+    as_user(lambda: (root / "lower_file").rename(root / "moved"))
+    shown = as_user(
+        lambda: [
+            name for path in root.rglob("*") for name in os.listxattr(path, follow_symlinks=False)
+        ]
+    )
+    assert not [name for name in shown if "overlay" in name]
+    mounted.unmount()
+    assert layers.upper is not None
+    kinds = [name for path in layers.upper.rglob("*") for name in tree.xattrs(path)]
+    assert kinds
+    assert all(name.startswith("user.overlay.") for name in kinds), kinds
+
+
+def test_only_the_user_gets_in(layers: Layers, rootless: Callable[..., UnionMount]) -> None:
+    build.write(layers.lowers[0] / "file", "mine")
+    root = rootless().root
+    assert as_user((root / "file").read_text) == "mine"
+    outcome = in_child(lambda: attempt((root / "file").read_text), uid=USER + 1, gid=USER + 1)
+    assert outcome.error == "EACCES"
+
+
+def test_foreign_owner_is_never_changed_in_silence(
+    layers: Layers, rootless: Callable[..., UnionMount]
+) -> None:
+    """A copy-up that may not set the owner fails, leaves nothing, and says once what helps."""
+    build.write(layers.lowers[0] / "foreign", "not mine", 0o666)
+    build.write(layers.lowers[0] / "own", "mine")
+    own(layers)
+    mounted = rootless()
+    os.chown(layers.lowers[0] / "foreign", 0, 0)
+    layers.lower_may_change = True
+    mounted.expect_log("squash_to_uid")
+    root = mounted.root
+    for _ in range(3):
+        outcome = as_user(lambda: attempt(_append, root / "foreign"))
+        assert outcome.error == "EPERM"
+    as_user(lambda: _append(root / "own"))
+    assert layers.upper is not None
+    assert os.listdir(layers.upper) == ["own"]
+    mounted.unmount()
+    assert mounted.log.count("squash_to_uid") == 1
+
+
+def _append(path: Path) -> None:
+    with open(path, "ab", buffering=0) as file:
+        file.write(b"!")
+
+
+def test_squash_lets_foreign_files_be_changed(
+    layers: Layers, rootless: Callable[..., UnionMount]
+) -> None:
+    build.write(layers.lowers[0] / "foreign", "not mine", 0o666)
+    own(layers)
+    mounted = rootless(f"squash_to_uid={USER},squash_to_gid={USER}")
+    layers.lower_may_change = True
+    os.chown(layers.lowers[0] / "foreign", 0, 0)
+    as_user(lambda: _append(mounted.root / "foreign"))
+    assert as_user((mounted.root / "foreign").read_text) == "not mine!"
+    assert layers.upper is not None
+    assert (layers.upper / "foreign").stat().st_uid == USER
+
+
+def test_kernel_reads_what_a_user_wrote(
+    layers: Layers, rootless: Callable[..., UnionMount], kernel: Callable[..., Any]
+) -> None:
+    """With `userxattr` and but for redirects, which that mount answers with EPERM."""
+    lower_of_kinds(layers)
+    mounted = rootless("redirect_dir=off")
+    root = mounted.root
+
+    def work() -> None:
+        (root / "lower_file").write_text("rewritten")
+        (root / "lowest_file").unlink()
+        shutil.rmtree(root / "lower_full")
+        (root / "lower_full").mkdir()
+        (root / "new").touch()
+
+    as_user(work)
+    seen = as_user(lambda: tree.snapshot(root))
+    mounted.unmount()
+    theirs = kernel(options="userxattr")
+    tree.assert_same(seen, tree.snapshot(theirs.root, private=False), ignore=("group", "nlink"))
+    theirs.unmount()
+    mounted = rootless()
+    as_user(lambda: (mounted.root / "lower_full").rename(mounted.root / "opaque-moved"))
+    build_redirect = attempt(
+        lambda: as_user(lambda: (mounted.root / "read_only_directory").rename(mounted.root / "r"))
+    )
+    assert build_redirect.error is None
+    mounted.unmount()
+    theirs = kernel(options="userxattr")
+    assert attempt(os.listdir, theirs.root / "r").error == "EPERM"
+
+
+IN_NAMESPACE = """
+import os, subprocess, sys, time
+options, target = sys.argv[1:]
+daemon = subprocess.Popen([sys.executable, "-m", "unionfs", "mount", "-f", "-o", options, target])
+end = time.monotonic() + 20
+while os.stat(target).st_dev == os.stat(target + "/..").st_dev:
+    assert daemon.poll() is None and time.monotonic() < end
+    time.sleep(0.01)
+def touch(name, text):
+    with open(os.path.join(target, name), "a") as file:
+        file.write(text)
+touch("file", "+")
+os.rename(target + "/d", target + "/e")
+os.unlink(target + "/gone")
+os.mkdir(target + "/gone")
+os.chown(target + "/file", 0, 0)
+touch("e/new", "new")
+print(sorted(os.listdir(target)), open(target + "/file").read(), sorted(os.listdir(target + "/e")))
+subprocess.run(["umount", target], check=True)
+sys.exit(daemon.wait(10))
+"""
+
+
+def test_in_a_user_namespace(device: None, layers: Layers) -> None:
+    build.write(layers.lowers[0] / "file", "lower")
+    build.write(layers.lowers[0] / "d" / "file", "lower")
+    build.write(layers.lowers[1] / "gone" / "old", "old")
+    own(layers)
+    layers.remember_lowers()
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    ran = subprocess.run(
+        [*unshare, sys.executable, "-c", IN_NAMESPACE, layers.options(), str(layers.merged)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=become_user,
+    )
+    if "Operation not permitted" in ran.stderr and "unshare" in ran.stderr:
+        pytest.skip("no user namespaces here")
+    assert ran.stderr == ""
+    assert ran.stdout == "['e', 'file', 'gone'] lower+ ['file', 'new']\n"
+    assert ran.returncode == 0
+    layers.check_lowers()
+    layers.check_work()
+    assert layers.upper is not None
+    marks = [name for path in layers.upper.rglob("*") for name in tree.xattrs(path)]
+    assert all(name.startswith("user.overlay.") for name in marks)
+
+
+def test_merged_root_shows_the_uppers_attributes(
+    layers: Layers, rootless: Callable[..., UnionMount]
+) -> None:
+    layers.lowers[0].chmod(0o711)
+    assert layers.upper is not None
+    layers.upper.chmod(0o750)
+    root = rootless().root
+    assert as_user(lambda: root.stat().st_mode & 0o777) == 0o750
+
+
+def test_unmount_by_fusermount(layers: Layers, rootless: Callable[..., UnionMount]) -> None:
+    mounted = rootless()
+    as_user(partial(subprocess.check_call, ["fusermount3", "-u", mounted.root]))
+    end = time.monotonic() + 2
+    while mounted.process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert mounted.process.poll() == 0
+    mounted.unmount()
