@@ -79,6 +79,8 @@ class Mounted(Protocol):
 
     def unmount(self) -> None: ...
 
+    def abandon(self) -> None: ...
+
 
 def _unmount_patiently(target: Path, patience: float = 5.0) -> None:
     """umount(2), waiting while something still closes its files."""
@@ -130,6 +132,12 @@ class KernelMount:
         self.ended = True
         _unmount_patiently(self.root)
         self.layers.check_lowers()
+
+    def abandon(self) -> None:
+        """Unmount without checks, files open or not."""
+        if not self.ended:
+            self.ended = True
+            system.umount(self.root, system.MNT_DETACH)
 
 
 class _Daemon:
@@ -207,6 +215,12 @@ class _Daemon:
             code = self._finish()
         assert not fired, f"the watchdog had to abort the mount; log:\n{self.log}"
         return code
+
+    def abandon(self) -> None:
+        """Unmount without checks, files open or not."""
+        if not self.ended:
+            abort(self.minor)
+            self.kill()
 
     def kill(self) -> None:
         """SIGKILL the daemon and clear away its dead mount."""

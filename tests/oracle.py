@@ -83,6 +83,11 @@ class Pair:
         while self._mounted:
             self._mounted.pop().unmount()
 
+    def abandon(self) -> None:
+        """Unmount both by force and without checks: something has failed already."""
+        while self._mounted:
+            self._mounted.pop().abandon()
+
     def remount(self) -> None:
         """Unmount both and mount both again."""
         self.unmount()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from unionfs.errors import LayerError, UsageError
-from unionfs.layer import syscalls
+from unionfs.layer import handles, syscalls
 from unionfs.layer.overlap import refuse_overlaps
 from unionfs.layer.tree import Descriptors, Layer
 from unionfs.layer.workdir import WorkDirectory
@@ -24,6 +24,7 @@ from unionfs.options import MountOptions
 
 MAX_LOWERS: Final = 500
 _OPEN_LAYER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_READ_LAYER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CAP_SYS_ADMIN: Final = 21
 
 
@@ -42,6 +43,8 @@ class LayerStack:
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
         self.work: WorkDirectory | None = None
+        #: A readable descriptor for each file system of the lowers, to decode handles on.
+        self._decoders: dict[bytes, int] = {}
 
     @classmethod
     def open(cls, options: MountOptions) -> LayerStack:
@@ -59,36 +62,57 @@ class LayerStack:
         An upper directory is ``upper``, so that its changes can be told from the rest.
         """
         stack = cls(options)
-        with stack._undo_on_error():
-            lowers = [_Opened.open("lowerdir", path, stack._files) for path in options.lowerdirs]
+        with stack._undo_on_error(), contextlib.ExitStack() as opening:
             if options.upperdir is not None:
-                upper = _Opened.open("upperdir", options.upperdir, stack._files)
+                upper = _Opened.open("upperdir", options.upperdir, opening)
                 stack.upper = stack._layer(0, upper)
-            stack.lowers = tuple(stack._layer(i, one) for i, one in enumerate(lowers, start=1))
+            stack._take_lowers([_Opened.open("lowerdir", p, opening) for p in options.lowerdirs])
         return stack
 
     @classmethod
     def _open(cls, options: MountOptions, *, writable: bool) -> LayerStack:
         _check_counts(options, writable=writable)
         stack = cls(options)
-        with stack._undo_on_error():
-            lowers = [_Opened.open("lowerdir", path, stack._files) for path in options.lowerdirs]
+        with stack._undo_on_error(), contextlib.ExitStack() as opening:
+            lowers = [_Opened.open("lowerdir", path, opening) for path in options.lowerdirs]
             writers: list[_Opened] = []
             if options.upperdir is not None:
-                upper = _Opened.open("upperdir", options.upperdir, stack._files)
+                upper = _Opened.open("upperdir", options.upperdir, opening)
                 if writable:
                     assert options.workdir is not None
-                    work = _Opened.open("workdir", options.workdir, stack._files)
-                    writers = [upper, work]
+                    writers = [upper, _Opened.open("workdir", options.workdir, opening)]
                 else:
                     lowers.insert(0, upper)
             refuse_overlaps(lowers, writers)
             if writers:
                 stack._open_writable(*writers, volatile=options.volatile)
-            stack.lowers = tuple(stack._layer(i, one) for i, one in enumerate(lowers, start=1))
+            stack._take_lowers(lowers)
             if stack.work is not None:
-                stack.work.prepare()
+                stack._prepare(stack.work)
         return stack
+
+    def _take_lowers(self, lowers: list[_Opened]) -> None:
+        self.lowers = tuple(self._layer(i, one) for i, one in enumerate(lowers, start=1))
+
+    def _prepare(self, work: WorkDirectory) -> None:
+        try:
+            work.prepare()
+        except OSError as error:
+            reason = f"{os.fsdecode(error.filename or b'')}: {error.strerror}"
+            raise LayerError("workdir", work.path, reason) from error
+
+    def decode(self, origin: bytes) -> os.stat_result | None:
+        """Return the attributes of the lower object that *origin* names, ``None`` without one."""
+        uuid = handles.file_system(origin)
+        fd = self._decoders.get(uuid)
+        if fd is None:
+            layer = next((layer for layer in self.lowers if layer.uuid == uuid), None)
+            if layer is None:
+                return None
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = self._decoders[uuid] = os.open(b".", flags, dir_fd=layer.root_fd)
+            self._files.callback(os.close, fd)
+        return handles.decode(fd, origin)
 
     @contextlib.contextmanager
     def _undo_on_error(self) -> Iterator[None]:
@@ -103,7 +127,7 @@ class LayerStack:
         return Layer(
             index,
             opened.path,
-            opened.fd if root_fd is None else root_fd,
+            self._kept(opened.fd) if root_fd is None else root_fd,
             isolated=root_fd is not None,
             marks=self.marks,
             uuid=opened.uuid,
@@ -113,12 +137,12 @@ class LayerStack:
     def _open_writable(self, upper: _Opened, work: _Opened, *, volatile: bool) -> None:
         if upper.stat.st_dev != work.stat.st_dev:
             raise LayerError("workdir", work.path, "not on the file system of upperdir")
-        if os.fstatvfs(upper.readable).f_flag & os.ST_RDONLY:
+        if os.statvfs(upper.fd).f_flag & os.ST_RDONLY:
             raise LayerError("upperdir", upper.path, "its file system is read-only; give `ro`")
         for one in (upper, work):
-            one.lock()
+            one.lock(self._files)
         pair = _isolate_pair(upper, work, self._files)
-        upper_fd, work_fd = pair or (upper.fd, work.fd)
+        upper_fd, work_fd = pair or (self._kept(upper.fd), self._kept(work.fd))
         self.upper = Layer(
             0,
             upper.path,
@@ -131,6 +155,12 @@ class LayerStack:
         self.work = WorkDirectory(work.path, work_fd, self.marks, volatile=volatile)
         self.work.check(upper)
         self._files.callback(self.work.close)
+
+    def _kept(self, fd: int) -> int:
+        """Return a copy of *fd* that lives as long as this stack."""
+        copy = os.dup(fd)
+        self._files.callback(os.close, copy)
+        return copy
 
     @property
     def writable(self) -> bool:
@@ -147,30 +177,33 @@ class LayerStack:
 class _Opened:
     """A directory given as an option, open by path as its caller meant it."""
 
-    def __init__(self, option: str, path: bytes, fd: int, readable: int) -> None:
+    def __init__(self, option: str, path: bytes, fd: int, uuid: bytes) -> None:
         self.option = option
         self.path = path
         self.fd = fd
-        self.readable = readable
         self.stat = os.fstat(fd)
-        self.uuid = syscalls.file_system_uuid(readable)
+        self.uuid = uuid
 
     @classmethod
     def open(cls, option: str, path: bytes, files: contextlib.ExitStack) -> _Opened:
-        """Open *path*, resolved by the kernel from the current directory."""
+        """Open *path*, resolved by the kernel from the current directory, until *files* close."""
         try:
             fd = os.open(path, _OPEN_LAYER)
             files.callback(os.close, fd)
-            readable = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-            files.callback(os.close, readable)
+            readable = os.open(b".", _READ_LAYER, dir_fd=fd)
         except OSError as error:
             raise LayerError(option, path, os.strerror(error.errno or errno.EIO)) from error
-        return cls(option, path, fd, readable)
-
-    def lock(self) -> None:
-        """Take the directory for this mount alone, as a writer."""
         try:
-            fcntl.flock(self.readable, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cls(option, path, fd, syscalls.file_system_uuid(readable))
+        finally:
+            os.close(readable)
+
+    def lock(self, files: contextlib.ExitStack) -> None:
+        """Take the directory for this mount alone, as a writer, until *files* close."""
+        lock = os.open(b".", _READ_LAYER, dir_fd=self.fd)
+        files.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             reason = "in use by another mount; unmount that one, or give another directory"
             raise LayerError(self.option, self.path, reason) from error

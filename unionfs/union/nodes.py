@@ -291,10 +291,12 @@ class NodeTable:
             self._by_real.pop(real, None)
             self._shown.pop(real, None)
 
-    def forget(self, node: Node, count: int) -> None:
+    def forget(self, ino: int, count: int) -> None:
         """Give back *count* references, and the node itself when nobody knows it."""
-        node.lookups -= count
-        self.drop_unknown(node)
+        node = self._nodes.get(ino)
+        if node is not None:
+            node.lookups -= count
+            self.drop_unknown(node)
 
     def drop_unknown(self, node: Node | None) -> None:
         """Drop *node*, and the directories above it, as far as nobody knows them."""

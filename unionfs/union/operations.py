@@ -55,7 +55,7 @@ class UnionFS:
         self._nodes.get(node).lookups += 1
 
     def forget(self, node: int, count: int) -> None:
-        self._nodes.forget(self._nodes.get(node), count)
+        self._nodes.forget(node, count)
 
     # Attributes
 

@@ -207,7 +207,7 @@ class MergedTree:
         origin = self.marks.read(xattrs.entry_path(upper.fd(), name), xattrs.ORIGIN)
         if origin is not None and not handles.is_valid(origin):
             origin = None
-        below = None if origin is None else self._decode(origin)
+        below = None if origin is None else self.stack.decode(origin)
         unmarkable = self.marks.user and not stat.S_ISREG(status.st_mode)
         if below is None and (origin is not None or unmarkable):
             # A handle that cannot be decoded, or a mark that cannot be: the lower object at
@@ -220,13 +220,6 @@ class MergedTree:
         if node.upper is None:
             fail(errno.ENOENT)
         return node.upper
-
-    def _decode(self, origin: bytes) -> os.stat_result | None:
-        uuid = handles.file_system(origin)
-        for layer in self.stack.lowers:
-            if layer.uuid == uuid:
-                return handles.decode(layer.root_fd, origin)
-        return None
 
     def _same_path(
         self, parent: DirNode, name: bytes, status: os.stat_result, origin: bytes | None
