@@ -176,6 +176,7 @@ class _Daemon:
         )
         self.minor = self._wait_until_mounted()
         watchdog.arm(self.minor, seconds)
+        system.attempt(os.stat, self.root)  # answered once the daemon serves
 
     def _wait_until_mounted(self) -> int:
         end = time.monotonic() + 20.0

@@ -42,6 +42,7 @@ def does(verb: str, *arguments: st.SearchStrategy[object]) -> st.SearchStrategy[
 
 
 operations = st.one_of(
+    does("close", which),  # the first: what a failing sequence is shrunk to
     does("write", paths, data, flags),
     does("write", paths, data, st.just(os.O_CREAT)),
     does("mkdir", paths),
@@ -65,10 +66,10 @@ operations = st.one_of(
     does("rename", paths, paths, renames),
     does("hold", paths, holds, which),
     does("held_state", which),
+    does("held_links", which),
     does("held_write", which, data, sizes),
     does("held_truncate", which, sizes),
     does("held_chmod", which, modes),
-    does("close", which),
     st.sampled_from([("remount",), ("swap",), ("commit",)]),
 )
 

@@ -61,6 +61,7 @@ def rootless(
         mounted: UnionMount = mounts.add(
             UnionMount(layers, watchdog, options, before_exec=become_user)
         )
+        as_user(mounted.root.stat)  # answered once the daemon serves
         return mounted
 
     return mount

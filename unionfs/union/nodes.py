@@ -69,7 +69,17 @@ class Numbers:
 class Node:
     """An object that the kernel knows, under the name it was last seen."""
 
-    __slots__ = ("copying", "ino", "kind", "lookups", "name", "parent", "pinned", "removed")
+    __slots__ = (
+        "copying",
+        "ino",
+        "kind",
+        "lookups",
+        "name",
+        "parent",
+        "pinned",
+        "reals",
+        "removed",
+    )
 
     def __init__(self, ino: int, kind: int, parent: DirNode | None, name: bytes) -> None:
         self.ino = ino
@@ -77,6 +87,8 @@ class Node:
         self.parent = parent
         self.name = name
         self.lookups = 0
+        #: Numbers of the objects that this node stands for: its copy, and where that came from.
+        self.reals: tuple[int, ...] = ()
         #: Set when the last name is gone; the object lives on for those who have it open.
         self.removed = False
         #: O_PATH descriptor of an object that no known name leads to, else -1.
@@ -155,7 +167,7 @@ class FileNode(Node):
     def __init__(self, ino: int, kind: int, parent: DirNode, name: bytes) -> None:
         super().__init__(ino, kind, parent, name)
         #: Further names that are known, beside (parent, name).
-        self.aliases: list[tuple[DirNode, bytes]] = []
+        self.aliases: tuple[tuple[DirNode, bytes], ...] = ()
         #: Whether the object is in the upper layer.
         self.upper = False
         #: Where it lies in a lower layer, if it was ever there.
@@ -182,14 +194,13 @@ class FileNode(Node):
         if self.parent is None:
             self.parent, self.name = parent, name
         elif (parent, name) not in self.names():
-            self.aliases.append((parent, name))
+            self.aliases += ((parent, name),)
 
     def remove_name(self, parent: DirNode, name: bytes) -> None:
         """Forget a name that is gone."""
-        if self.parent is parent and self.name == name:
-            self.parent, self.name = self.aliases.pop() if self.aliases else (None, name)
-        elif (parent, name) in self.aliases:
-            self.aliases.remove((parent, name))
+        rest = tuple(known for known in self.names() if known != (parent, name))
+        self.parent, self.name = rest[0] if rest else (None, name)
+        self.aliases = rest[1:]
 
 
 class OpenFile:
@@ -215,7 +226,6 @@ class NodeTable:
         self._nodes: dict[int, Node] = {root.ino: root}
         #: Number of a real object -> the node that stands for it.
         self._by_real: dict[int, Node] = {}
-        self._reals: dict[int, list[int]] = {}
         #: Number of a real object -> what it shows, where that is not to be derived again.
         self._shown: dict[int, int] = {}
         self._reserved: dict[int, int] = {}
@@ -263,32 +273,30 @@ class NodeTable:
 
     def _reserve(self, shown: int) -> None:
         """Give *shown* for good to whoever has it now: it is claimed a second time."""
-        reals = self._reals.get(shown)
-        if reals and shown not in self._reserved:
-            self._reserved[shown] = reals[0]
-            self._shown[reals[0]] = shown
+        node = self._nodes.get(shown)
+        if node is not None and node.reals and shown not in self._reserved:
+            self._reserved[shown] = node.reals[0]
+            self._shown[node.reals[0]] = shown
 
     def add(self, node: Node, *reals: int) -> None:
         """Take a new node in, standing for the objects *reals*."""
         self._nodes[node.ino] = node
-        self._reals[node.ino] = []
         for real in reals:
             self.stands_for(node, real)
 
     def stands_for(self, node: Node, real: int) -> None:
         """Let *node* stand for one more object: its copy, or what it was copied from."""
-        if self._by_real.setdefault(real, node) is node:
-            reals = self._reals[node.ino]
-            if real not in reals:
-                reals.append(real)
+        if self._by_real.setdefault(real, node) is node and real not in node.reals:
+            node.reals += (real,)
         if real != node.ino:
             self._shown[real] = node.ino
 
     def gone(self, node: Node) -> None:
         """Let *node* no longer be found by its objects: its last name is removed."""
         node.removed = True
-        for real in self._reals.get(node.ino, ()):
-            self._by_real.pop(real, None)
+        for real in node.reals:
+            if self._by_real.get(real) is node:
+                del self._by_real[real]
             self._shown.pop(real, None)
 
     def forget(self, ino: int, count: int) -> None:
@@ -317,7 +325,7 @@ class NodeTable:
         if self._nodes.get(node.ino) is not node:
             return
         del self._nodes[node.ino]
-        for real in self._reals.pop(node.ino, ()):
+        for real in node.reals:
             if self._by_real.get(real) is node:
                 del self._by_real[real]
         for parent, name in node.names() if isinstance(node, FileNode) else _name(node):
