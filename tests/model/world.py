@@ -166,6 +166,8 @@ class World:
             where = self._base / f"round{self._round}"
             self._pair = Pair(where, self._subject, fill, seconds=600.0)
             (where / "plain").mkdir()
+            for layers in (self._pair.theirs_layers, self._pair.ours_layers):
+                layers.lower_may_change = True  # no check at every remount
             self._next, self.broken, self._committed = 0, False, False
         self.slot = f"slot{self._next}"
         self._next += 1
@@ -256,6 +258,8 @@ class World:
         if self.broken:
             pair.abandon()
         else:
+            for layers in (pair.theirs_layers, pair.ours_layers):
+                layers.lower_may_change = False  # checked here for all sequences at once
             pair.unmount()
 
 

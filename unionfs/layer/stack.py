@@ -139,10 +139,10 @@ class LayerStack:
             raise LayerError("workdir", work.path, "not on the file system of upperdir")
         if os.statvfs(upper.fd).f_flag & os.ST_RDONLY:
             raise LayerError("upperdir", upper.path, "its file system is read-only; give `ro`")
-        for one in (upper, work):
-            one.lock(self._files)
         pair = _isolate_pair(upper, work, self._files)
         upper_fd, work_fd = pair or (self._kept(upper.fd), self._kept(work.fd))
+        for one, fd in ((upper, upper_fd), (work, work_fd)):
+            one.lock(fd, self._files)
         self.upper = Layer(
             0,
             upper.path,
@@ -198,9 +198,13 @@ class _Opened:
         finally:
             os.close(readable)
 
-    def lock(self, files: contextlib.ExitStack) -> None:
-        """Take the directory for this mount alone, as a writer, until *files* close."""
-        lock = os.open(b".", _READ_LAYER, dir_fd=self.fd)
+    def lock(self, fd: int, files: contextlib.ExitStack) -> None:
+        """Take the directory for this mount alone, as a writer, until *files* close.
+
+        *fd* is the directory in the private mount: one on the original mount would keep
+        its owner from unmounting that.
+        """
+        lock = os.open(b".", _READ_LAYER, dir_fd=fd)
         files.callback(os.close, lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,9 +246,7 @@ def _isolate_pair(
     upper_path, work_path = (os.readlink(b"/proc/self/fd/%d" % one.fd) for one in (upper, work))
     common = os.path.commonpath((upper_path, work_path))
     try:
-        common_fd = os.open(common, _OPEN_LAYER)
-        files.callback(os.close, common_fd)
-        clone = syscalls.open_tree_clone(common_fd, b"")
+        clone = syscalls.open_tree_clone(syscalls.AT_FDCWD, os.fsencode(common))
         files.callback(os.close, clone)
         found = []
         for one, path in ((upper, upper_path), (work, work_path)):
