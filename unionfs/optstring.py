@@ -43,7 +43,7 @@ def split_options(text: str) -> Iterator[tuple[str, str | None]]:
     position = 0
     while position <= len(text):
         match = _OPTION.match(text, position)
-        assert match is not None  # noqa: S101 - every part of the pattern may be empty
+        assert match is not None
         position = match.end() + 1
         key, quoted, plain = match["key"], match["quoted"], match["plain"]
         if match["equals"]:

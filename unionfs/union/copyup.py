@@ -44,10 +44,17 @@ async def settled(node: Node) -> None:
         await node.copying.wait()
 
 
-async def copy_up(tree: MergedTree, node: Node, *, size: int | None = None) -> None:
+async def copy_up(
+    tree: MergedTree,
+    node: Node,
+    *,
+    size: int | None = None,
+    going: tuple[DirNode, bytes] | None = None,
+) -> None:
     """Bring *node* into the upper layer, with all directories above it.
 
     *size* is how much of a regular file's data is wanted, in bytes; ``None`` is all.
+    *going* is the one name that matters where a name, not the object, is about to change.
     Raises EROFS in a read-only union, EPERM for an owner that cannot be set, and what
     the disk says (ENOSPC, EIO); the upper layer is unchanged then.
     """
@@ -57,12 +64,14 @@ async def copy_up(tree: MergedTree, node: Node, *, size: int | None = None) -> N
         return
     assert isinstance(node, FileNode)
     if node.upper:
+        if node.loose:
+            _link_up(tree, node, going)
         return
     if node.parent is not None and not node.removed:
         copy_up_directory(tree, node.parent)
     node.copying = trio.Event()
     try:
-        await _copy_up_file(tree, node, size)
+        await _copy_up_file(tree, node, size, going)
     finally:
         node.copying.set()
         node.copying = None
@@ -109,7 +118,9 @@ def _place(directory: Directory) -> tuple[int, bytes]:
     return directory.parent.fd(), directory.name
 
 
-async def _copy_up_file(tree: MergedTree, node: FileNode, size: int | None) -> None:
+async def _copy_up_file(
+    tree: MergedTree, node: FileNode, size: int | None, going: tuple[DirNode, bytes] | None
+) -> None:
     work = tree.work
     name = work.new_name()
     status = tree.status(node)
@@ -119,7 +130,7 @@ async def _copy_up_file(tree: MergedTree, node: FileNode, size: int | None) -> N
             opened = await _copy_regular(tree, node, name, status, size)
         else:
             _copy_special(tree, node, name, status)
-        _publish(tree, node, name, status)
+        _publish(tree, node, name, status, going)
     except BaseException:
         work.discard(name)
         if opened is not None:
@@ -288,7 +299,13 @@ def unchanged_times(directory: Directory) -> Iterator[None]:
     syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
 
 
-def _publish(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:
+def _publish(
+    tree: MergedTree,
+    node: FileNode,
+    name: bytes,
+    status: os.stat_result,
+    going: tuple[DirNode, bytes] | None,
+) -> None:
     """Put the complete temporary in place and let the node be it."""
     work = tree.work
     parent = node.parent
@@ -300,8 +317,8 @@ def _publish(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_resu
     real = tree.nodes.numbers.real(os.lstat(work.path_of(name)))
     if status.st_nlink > 1:
         _publish_index(tree, node, name, status.st_nlink)
-        node.upper = True
-        link_up(tree, node, parent, node.name)
+        node.upper = node.loose = True
+        _link_up(tree, node, going)
     else:
         _move_into(tree, name, tree.upper_of(parent), node.name)
     node.upper = True
@@ -320,15 +337,23 @@ def _publish_index(tree: MergedTree, node: FileNode, name: bytes, lower_links: i
     node.extra_links = lower_links - 1
 
 
-async def copy_up_name(tree: MergedTree, node: Node, parent: DirNode, name: bytes) -> None:
-    """Bring *node* up and make sure that its name *name* in *parent* is upper, too."""
-    await copy_up(tree, node)
-    if isinstance(node, FileNode) and node.index is not None:
-        link_up(tree, node, parent, name)
+def _link_up(tree: MergedTree, node: FileNode, going: tuple[DirNode, bytes] | None) -> None:
+    """Link the name *going*, or all known names, of an indexed object into the upper layer.
+
+    Whatever name a change came by, it then is there for those who do not read the index,
+    and for us after an engine has emptied the work directory. Does not wait.
+    """
+    for parent, name in node.names() if going is None else (going,):
+        _link_up_name(tree, node, parent, name)
+    node.loose = going is not None
 
 
-def link_up(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -> None:
-    """Link one more name of an indexed object into the upper layer. Does not wait."""
+def counts_names(tree: MergedTree, node: FileNode) -> bool:
+    """Say whether *node* has further names below, so that it must be upper to lose one."""
+    return node.index is not None or (not node.upper and tree.status(node).st_nlink > 1)
+
+
+def _link_up_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -> None:
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)
     if node.index is None or directory.lstat(name) is not None:

@@ -97,7 +97,7 @@ class OpenFiles:
         """Write all of *data* at *offset*. Waits while the file is copied up."""
         handle = self.get(number)
         node = handle.node
-        if not node.upper:
+        if not node.upper or node.loose:
             await copy_up(self._tree, node)
         opened = _opened(node)
         if not opened.writable:

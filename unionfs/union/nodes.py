@@ -162,7 +162,7 @@ class DirNode(Node):
 class FileNode(Node):
     """Anything but a directory; all its names are one node."""
 
-    __slots__ = ("aliases", "extra_links", "index", "lower", "opened", "upper")
+    __slots__ = ("aliases", "extra_links", "index", "loose", "lower", "opened", "upper")
 
     def __init__(self, ino: int, kind: int, parent: DirNode, name: bytes) -> None:
         super().__init__(ino, kind, parent, name)
@@ -174,6 +174,8 @@ class FileNode(Node):
         self.lower: tuple[Directory, bytes] | None = None
         #: Name of its entry in the index: a lower object of several names, copied up.
         self.index: bytes | None = None
+        #: Whether a name that is known leads to the index only: it is linked at the next change.
+        self.loose = False
         #: Names that are still lower only, less the link of the index entry.
         self.extra_links = 0
         self.opened: OpenFile | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls
 from unionfs.union import merge, whiteouts
-from unionfs.union.copyup import copy_up_directory, copy_up_name, settled
+from unionfs.union.copyup import copy_up, copy_up_directory, counts_names, settled
 from unionfs.union.links import record_links
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_protected
@@ -30,18 +30,14 @@ async def unlink(tree: MergedTree, parent: DirNode, name: bytes) -> None:
         fail(errno.EISDIR, name)
     _refuse_removal(tree, parent, node)
     await settled(node)
-    if _has_links_below(tree, node):
-        await copy_up_name(tree, node, parent, name)
+    if counts_names(tree, node):
+        await copy_up(tree, node, going=(parent, name))
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)
     tree.pin(node)
     record_links(tree, node)
     take_away(tree, directory, name, whiteout=tree.shows_below(parent, name))
     lose_name(tree, node, parent, name)
-
-
-def _has_links_below(tree: MergedTree, node: FileNode) -> bool:
-    return node.index is not None or (not node.upper and tree.status(node).st_nlink > 1)
 
 
 async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:

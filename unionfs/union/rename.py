@@ -21,7 +21,13 @@ from unionfs.layer import syscalls, xattrs
 from unionfs.layer.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from unionfs.layer.tree import Directory
 from unionfs.union import merge, whiteouts
-from unionfs.union.copyup import copy_up_directory, copy_up_name, mark_impure, settled
+from unionfs.union.copyup import (
+    copy_up,
+    copy_up_directory,
+    counts_names,
+    mark_impure,
+    settled,
+)
 from unionfs.union.links import record_links
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
@@ -92,18 +98,14 @@ def _refuse(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> No
 
 async def _copy_up_both(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> None:
     assert old.node is not None
-    await copy_up_name(tree, old.node, old.parent, old.name)
+    await copy_up(tree, old.node, going=(old.parent, old.name))
     if new.node is not None:
         await settled(new.node)
         # A file that is replaced keeps its other names, so their count must be kept, too.
-        if exchange or (isinstance(new.node, FileNode) and _has_other_names(tree, new.node)):
-            await copy_up_name(tree, new.node, new.parent, new.name)
+        if exchange or (isinstance(new.node, FileNode) and counts_names(tree, new.node)):
+            await copy_up(tree, new.node, going=(new.parent, new.name))
     copy_up_directory(tree, old.parent)
     copy_up_directory(tree, new.parent)
-
-
-def _has_other_names(tree: MergedTree, node: FileNode) -> bool:
-    return node.index is not None or (not node.upper and tree.status(node).st_nlink > 1)
 
 
 # Moving to a name, over what may be there

@@ -165,6 +165,7 @@ class MergedTree:
         if isinstance(known, FileNode):
             known.add_name(parent, name)
             known.lower = known.lower or (directory, name)
+            known.loose = known.index is not None
             return known
         ino = self.nodes.number_for(real, real)
         node = FileNode(ino, stat.S_IFMT(found.status.st_mode), parent, name)
@@ -270,7 +271,7 @@ class MergedTree:
         if status is None or stat.S_IFMT(status.st_mode) != node.kind:
             return
         node.index = index
-        node.upper = True
+        node.upper = node.loose = True
         node.extra_links = read_extra_links(self, index, status, lower)
         self.nodes.stands_for(node, self.nodes.numbers.real(status))
 
