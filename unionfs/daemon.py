@@ -22,7 +22,12 @@ from unionfs.errors import MountError, UnionError, exit_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
     from typing import NoReturn
+
+    _ExceptionInfo = (
+        tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    )
 
     #: Called by the work when it is ready; `BrokenPipeError` when nobody waits any more.
     Ready = Callable[[], None]
@@ -79,6 +84,9 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
     told = False
     # The caller's locks and pipes; those that the work opens come later.
     inherited = _open_descriptors() - {writer, keep}
+    # Before the mount, which may hide them.
+    null = os.open(os.devnull, os.O_RDWR)
+    syslog = _syslog()
 
     def tell(status: int, line: str) -> None:
         nonlocal told
@@ -90,7 +98,9 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
             os.close(writer)
 
     def ready() -> None:
-        _let_go(inherited)
+        logging.raiseExceptions = False
+        logging.getLogger().handlers[:] = [syslog]
+        _let_go(inherited, null)
         tell(0, "")
 
     status = 4
@@ -132,11 +142,9 @@ def _open_descriptors() -> set[int]:
     return still_open
 
 
-def _let_go(inherited: set[int]) -> None:
+def _let_go(inherited: set[int], null: int) -> None:
     """Give up the caller's working directory, terminal and other *inherited* descriptors."""
-    log_to_syslog()
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
     # Not closed: an object of the caller's program that still has the number would close
     # whatever got it next.
     for descriptor in inherited | {0, 1, 2}:
@@ -151,20 +159,39 @@ def fill_standard_descriptors() -> None:
     os.close(descriptor)
 
 
+class _Formatter(logging.Formatter):
+    """Formats exceptions without lines of source code.
+
+    The files that these would be read from may be inside of our own mount.
+    """
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's name
+        lines = []
+        error = ei[1]
+        while error is not None:
+            lines.append(f"{type(error).__name__}: {error}")
+            for frame, number in traceback.walk_tb(error.__traceback__):
+                code = frame.f_code
+                lines.append(f"  {code.co_filename}:{number} {code.co_qualname}")
+            error = error.__cause__ or error.__context__
+        return "\n".join(lines)
+
+
 def log_to_stderr(*, debug: bool) -> None:
     """Log to stderr: warnings and worse, or with *debug* everything."""
-    logging.basicConfig(format=_FORMAT, level=logging.DEBUG if debug else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if debug else logging.WARNING)
 
 
-def log_to_syslog() -> None:
-    """Log to syslog from now on, where there is one."""
-    logging.raiseExceptions = False
+def _syslog() -> logging.Handler:
+    """Return a handler that logs to syslog, or nowhere if there is none."""
     handler: logging.Handler = logging.NullHandler()
     with contextlib.suppress(OSError):
         handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
         handler.ident = f"unionfs[{os.getpid()}]: "
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    logging.getLogger().handlers[:] = [handler]
+    handler.setFormatter(_Formatter(_FORMAT))
+    return handler
 
 
 def raise_descriptor_limit() -> None:

@@ -81,6 +81,8 @@ def _resolve_target(target: bytes) -> bytes:
         is_directory = os.path.isdir(place)
     except OSError as error:
         raise MountError(f"{os.fsdecode(target)}: {error.strerror}") from error
+    if place == b"/proc":
+        raise MountError("/proc: the daemon needs it, a union cannot take its place")
     if not is_directory:
         raise MountError(f"{os.fsdecode(target)}: not a directory")
     return place

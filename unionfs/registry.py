@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _SYSTEM = Path("/run/unionfs")
 
+#: PROC_USER_INIT_INO of the kernel's include/linux/proc_ns.h.
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -60,9 +63,10 @@ def describe_self(device: str, target: str, session: str, options: str) -> Recor
 def write(record: Record, live_devices: Iterable[str]) -> Path:
     """Write *record* and return its file; drop those that neither mount nor process backs.
 
-    *live_devices* are the devices of all mounts. Raises ``OSError``.
+    *live_devices* are the devices of all mounts. Nothing inside of the mount itself is
+    touched: its daemon is the caller. Raises ``OSError``.
     """
-    directory = _own_directory()
+    directory = _own_directory(record.target)
     keep = set(live_devices)
     for path in directory.glob("*.json"):
         old = _read(path)
@@ -162,7 +166,12 @@ def _user_directories() -> Iterator[Path]:
     if runtime and os.path.isabs(runtime):
         yield Path(runtime) / "unionfs"
     yield Path(f"/run/user/{user}/unionfs")
-    yield Path(f"/tmp/unionfs-{user}")  # noqa: S108 - the owner is checked before use
+    # In a user namespace the same number is another user.
+    namespace = os.stat("/proc/self/ns/user").st_ino
+    name = (
+        f"unionfs-{user}" if namespace == _FIRST_USER_NAMESPACE else f"unionfs-{user}-{namespace}"
+    )
+    yield Path("/tmp") / name  # noqa: S108 - the owner is checked before use
 
 
 def _directories() -> list[Path]:
@@ -174,10 +183,12 @@ def _directories() -> list[Path]:
     return directories
 
 
-def _own_directory() -> Path:
-    """Return the first directory that can be written and is only ours to write."""
+def _own_directory(outside: str) -> Path:
+    """Return the first directory that can be written, only by us, and not inside *outside*."""
     candidates = [_SYSTEM] if os.geteuid() == 0 else []
     for path in (*candidates, *_user_directories()):
+        if path.is_relative_to(outside) and outside != "/":
+            continue
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o755)
         with contextlib.suppress(OSError):

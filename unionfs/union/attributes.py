@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls, xattrs
-from unionfs.layer.xattrs import ACL_ACCESS, CAPABILITY
+from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
 from unionfs.union.copyup import copy_up
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
@@ -167,9 +167,13 @@ async def remove_xattr(tree: MergedTree, node: Node, name: bytes) -> None:
     stored = tree.marks.stored(name)
     if stored is None:
         fail(errno.EPERM)
-    with tree.object(node) as path:
-        if xattrs.read(path, stored, follow=True) is None:
-            fail(errno.ENODATA)
+    try:
+        with tree.object(node) as path:
+            os.getxattr(path, stored)
+    except OSError as error:
+        if error.errno == errno.ENODATA and name in (ACL_ACCESS, ACL_DEFAULT):
+            return  # an ACL that says nothing beyond the mode is never missing
+        raise
     await copy_up(tree, node)
     with tree.object(node) as path:
         xattrs.remove(path, stored, follow=True)
