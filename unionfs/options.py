@@ -86,10 +86,8 @@ _MOUNT_WORDS = {
     for word in words.split()
 }
 
-#: The words of `_MOUNT_WORDS` that ask for more than what a mount does anyway.
-_EFFECTIVE = _words(
-    "allow_other allow_root dev suid nodev nosuid noexec noatime nodiratime sync dirsync"
-)
+#: The words of `_MOUNT_WORDS` that libfuse and fusermount3 know and that change something.
+_EFFECTIVE = _words("allow_other allow_root dev suid nodev nosuid noexec noatime sync dirsync")
 
 #: Words of others, known to change nothing here, whatever their value.
 _IGNORED = _words(

@@ -42,11 +42,14 @@ class Entry(NamedTuple):
 
 
 class DirectoryEntry(NamedTuple):
-    """One name of a listing; *offset* continues after it."""
+    """One name of a listing; *offset* continues after it.
+
+    *entry* is ``None`` where looking at the object fails: a lookup tells the error.
+    """
 
     name: bytes
     offset: int
-    entry: Entry
+    entry: Entry | None
 
 
 class Caller(NamedTuple):

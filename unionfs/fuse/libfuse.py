@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+#: A number that no object has, for names whose object cannot be looked at.
+_UNKNOWN_NODE = (1 << 63) - 1
 _NO_SUCH_CONNECTION = (errno.ECONNABORTED, errno.ENODEV, errno.ENOTCONN)
 
 
@@ -48,6 +50,11 @@ def _answered(
     return answered
 
 
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Pass over replies that nobody waits for any more: interrupted, or unmounted."""
+    return "fuse_reply_* failed with No such file or directory" not in record.getMessage()
+
+
 class PyfuseSession:
     """See ``fuse.interface.Session``."""
 
@@ -55,6 +62,7 @@ class PyfuseSession:
 
     def __init__(self, filesystem: FileSystem) -> None:
         self._handlers = _Handlers(filesystem)
+        logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
 
     def mount(self, target: str, options: Sequence[str]) -> None:
         try:
@@ -251,11 +259,12 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        for name, offset, (node, attr) in await self._fs.readdir(fh, start_id):
-            if not pyfuse3.readdir_reply(token, name, self._attributes(attr), offset):
+        for name, offset, entry in await self._fs.readdir(fh, start_id):
+            shown = _unknown() if entry is None else self._entry(entry)
+            if not pyfuse3.readdir_reply(token, name, shown, offset):
                 return
-            if name not in (b".", b".."):
-                self._fs.remember(node)
+            if entry is not None and name not in (b".", b".."):
+                self._fs.remember(entry.node)
 
     @_answered
     async def releasedir(self, fh: int) -> None:
@@ -290,6 +299,14 @@ class _Handlers(pyfuse3.Operations):
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
         await self._fs.removexattr(inode, name)
+
+
+def _unknown() -> pyfuse3.EntryAttributes:
+    """Return attributes that end at once: the kernel must look the name up to use it."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(_UNKNOWN_NODE)
+    entry.entry_timeout = entry.attr_timeout = 0
+    return entry
 
 
 def _caller(ctx: Any) -> Caller:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from unionfs.fuse.interface import DirectoryEntry, Entry
+from unionfs.fuse.interface import Attr, DirectoryEntry, Entry
 from unionfs.union import merge
 from unionfs.union.tree import MergedTree, fail
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Names gathered before other requests get their turn.
 _BATCH: Final = 2000
+#: A name that went between gathering and listing.
+_GONE: Final = Entry(0, Attr(*[0] * 12))
 #: ``.`` and ``..`` come before the names.
 _DOTS: Final = 2
 
@@ -90,14 +92,23 @@ class Listings:
                 above = node if position == 1 or node.parent is None else node.parent
                 yield DirectoryEntry(name, position, self._entry(above))
         for index in range(max(offset - _DOTS, 0), len(names)):
-            child = None if node.removed else self._tree.child(node, names[index])
-            if child is None:
-                continue
-            try:
-                entry = self._entry(child)
-            except FileNotFoundError:
-                continue  # gone from its layer between two looks
-            yield DirectoryEntry(names[index], index + 1 + _DOTS, entry)
+            entry = self._look(node, names[index])
+            if entry is not _GONE:
+                yield DirectoryEntry(names[index], index + 1 + _DOTS, entry)
+
+    def _look(self, node: DirNode, name: bytes) -> Entry | None:
+        """Return the entry of *name*, ``_GONE``, or ``None`` for one that answers an error.
+
+        A name that cannot be looked at is listed all the same: whoever asks for it gets
+        the error, not whoever lists the directory.
+        """
+        try:
+            child = None if node.removed else self._tree.child(node, name)
+            return _GONE if child is None else self._entry(child)
+        except FileNotFoundError:
+            return _GONE
+        except OSError:
+            return None
 
     def _entry(self, node: Node) -> Entry:
         return Entry(node.ino, self._tree.attr(node))

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.layer import xattrs
 from unionfs.layer.tree import Directory, kind_of
@@ -20,6 +20,10 @@ from unionfs.union import whiteouts
 
 if TYPE_CHECKING:
     from unionfs.layer.tree import Layer
+
+
+#: Redirects whose path leads through another one, and so on: more is no honest layer.
+_MAX_DEPTH: Final = 40
 
 
 class Found(NamedTuple):
@@ -40,60 +44,69 @@ class Found(NamedTuple):
         return stat.S_ISDIR(self.status.st_mode)
 
 
-def find(lowers: Sequence[Layer], places: Sequence[Directory], name: bytes) -> Found | None:
+def find(
+    lowers: Sequence[Layer], places: Sequence[Directory], name: bytes, depth: int = 0
+) -> Found | None:
     """Return what shows under *name* in the directory that *places* make up.
 
-    *lowers* are all lower layers, for redirects that begin at their roots. Raises EINVAL
-    for a redirect that is malformed, and whatever error a layer has.
+    *lowers* are all lower layers, for redirects that begin at their roots, and *depth* is
+    how many such redirects led here. Raises EINVAL for a redirect that is malformed, ELOOP
+    for one behind too many others, and whatever error a layer has.
     """
-    last = len(places) - 1
-    for number, directory in enumerate(places):
+    top: Found | None = None
+    merged: list[Directory] = []
+    number = 0
+    while number < len(places):
+        directory = places[number]
+        number += 1
         status = directory.lstat(name)
         if status is None:
-            if number < last and whiteouts.has_whiteout_name(directory, name):
-                return None
+            if number < len(places) and whiteouts.has_whiteout_name(directory, name):
+                break
             continue
         if whiteouts.is_whiteout(directory, name, status):
-            return None
+            break
         if not stat.S_ISDIR(status.st_mode):
-            return Found(status, name, (directory,))
-        below, redirect = _below(lowers, places, number, name)
-        return Found(status, name, (Directory(directory.layer, directory, name), *below), redirect)
-    return None
+            if top is None:
+                return Found(status, name, (directory,))
+            break
+        merged.append(Directory(directory.layer, directory, name))
+        redirect = _redirect(lowers, directory, name)
+        top = top or Found(status, name, (), redirect)
+        more = number < len(places) or redirect is not None
+        if not more or whiteouts.is_opaque(directory, name):
+            break
+        if redirect is not None and redirect.startswith(b"/"):
+            places, name = _lead(lowers, directory.layer.index, redirect, depth)
+            number = 0
+        elif redirect is not None:
+            name = _component(redirect)
+    return None if top is None else top._replace(places=tuple(merged))
 
 
-def _below(
-    lowers: Sequence[Layer], places: Sequence[Directory], number: int, name: bytes
-) -> tuple[tuple[Directory, ...], bytes | None]:
-    """Return the directories below ``places[number]/name``, and the redirect it has."""
-    directory = places[number]
+def _redirect(lowers: Sequence[Layer], directory: Directory, name: bytes) -> bytes | None:
+    """Return the redirect of a directory, ``None`` in the lowest layer: nothing is below."""
     if directory.layer.index == len(lowers):
-        return (), None  # the lowest layer: nothing can be below
+        return None
     path = xattrs.entry_path(directory.fd(), name)
-    redirect = directory.layer.marks.read(path, xattrs.REDIRECT)
-    if redirect is None and number == len(places) - 1:
-        return (), None
-    if whiteouts.is_opaque(directory, name):
-        return (), redirect
-    if redirect is None:
-        found = find(lowers, places[number + 1 :], name)
-    elif redirect.startswith(b"/"):
-        found = _find_path(lowers, directory.layer.index, redirect)
-    else:
-        found = find(lowers, places[number + 1 :], _component(redirect))
-    return (found.places if found is not None and found.is_directory else ()), redirect
+    return directory.layer.marks.read(path, xattrs.REDIRECT)
 
 
-def _find_path(lowers: Sequence[Layer], above: int, path: bytes) -> Found | None:
-    """Return what shows at *path* in the union of the layers below number *above*."""
+def _lead(
+    lowers: Sequence[Layer], above: int, path: bytes, depth: int
+) -> tuple[tuple[Directory, ...], bytes]:
+    """Return where *path* leads in the union of the layers below number *above*.
+
+    That is the directories that may have its last component, and that component.
+    """
+    if depth > _MAX_DEPTH:
+        raise OSError(errno.ELOOP, "too many redirects", path)
     places: tuple[Directory, ...] = tuple(layer.root for layer in lowers[above:])
-    found = None
-    for component in path[1:].split(b"/"):
-        found = find(lowers, places, _component(component))
-        if found is None or not found.is_directory:
-            return None
-        places = found.places
-    return found
+    *parents, last = path[1:].split(b"/")
+    for component in parents:
+        found = find(lowers, places, _component(component), depth + 1)
+        places = found.places if found is not None and found.is_directory else ()
+    return places, _component(last)
 
 
 def _component(name: bytes) -> bytes:

@@ -167,7 +167,7 @@ class FileNode(Node):
     def __init__(self, ino: int, kind: int, parent: DirNode, name: bytes) -> None:
         super().__init__(ino, kind, parent, name)
         #: Further names that are known, beside (parent, name).
-        self.aliases: tuple[tuple[DirNode, bytes], ...] = ()
+        self.aliases: dict[tuple[DirNode, bytes], None] | None = None
         #: Whether the object is in the upper layer.
         self.upper = False
         #: Where it lies in a lower layer, if it was ever there.
@@ -189,20 +189,25 @@ class FileNode(Node):
         """Yield all names that are known."""
         if self.parent is not None:
             yield self.parent, self.name
-        yield from self.aliases
+        yield from self.aliases or ()
 
     def add_name(self, parent: DirNode, name: bytes) -> None:
         """Remember one more name."""
         if self.parent is None:
             self.parent, self.name = parent, name
-        elif (parent, name) not in self.names():
-            self.aliases += ((parent, name),)
+        elif self.parent is not parent or self.name != name:
+            if self.aliases is None:
+                self.aliases = {}
+            self.aliases[parent, name] = None
 
     def remove_name(self, parent: DirNode, name: bytes) -> None:
         """Forget a name that is gone."""
-        rest = tuple(known for known in self.names() if known != (parent, name))
-        self.parent, self.name = rest[0] if rest else (None, name)
-        self.aliases = rest[1:]
+        if self.parent is parent and self.name == name:
+            other = next(iter(self.aliases), None) if self.aliases else None
+            self.parent, self.name = other or (None, name)
+            parent, name = other or (parent, name)
+        if self.aliases is not None:
+            self.aliases.pop((parent, name), None)
 
 
 class OpenFile:
