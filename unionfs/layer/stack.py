@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,8 @@ from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
 
 MAX_LOWERS: Final = 500
+#: Seconds to wait for a lock: umount(2) returns a moment before the daemon has ended.
+_LOCK_PATIENCE: Final = 1.0
 _OPEN_LAYER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ_LAYER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CAP_SYS_ADMIN: Final = 21
@@ -206,11 +209,20 @@ class _Opened:
         """
         lock = os.open(b".", _READ_LAYER, dir_fd=fd)
         files.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            reason = "in use by another mount; unmount that one, or give another directory"
-            raise LayerError(self.option, self.path, reason) from error
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                reason = "in use by another mount; unmount that one, or give another directory"
+                raise LayerError(self.option, self.path, reason)
+            time.sleep(0.02)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_counts(options: MountOptions, *, writable: bool) -> None:
