@@ -338,6 +338,9 @@ class NodeTable:
         for parent, name in node.names() if isinstance(node, FileNode) else _name(node):
             if parent.children.get(name) is node:
                 del parent.children[name]
+        if isinstance(node, DirNode):
+            for directory in node.places():
+                directory.layer.descriptors.drop(directory)
         node.unpin()
 
     def __len__(self) -> int:
