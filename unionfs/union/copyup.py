@@ -25,7 +25,7 @@ from unionfs.layer import handles, syscalls, xattrs
 from unionfs.layer.copydata import copy_data
 from unionfs.layer.tree import Directory
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
-from unionfs.union.links import record_links_of_lower
+from unionfs.union.links import record_links, record_links_of_lower
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.tree import MergedTree, fail
 
@@ -330,7 +330,7 @@ def _publish_index(tree: MergedTree, node: FileNode, name: bytes, lower_links: i
     """Put an object of several names into the index, from where each name is linked."""
     work = tree.work
     index = tree.index_name(node)
-    record_links_of_lower(tree, work.path_of(name), 0)
+    record_links_of_lower(tree.marks, work.path_of(name), 0)
     os.rename(name, index, src_dir_fd=work.fd, dst_dir_fd=work.index_fd)
     node.index = index
     # All names of the lower object still count; the link in the index counts for none.
@@ -348,6 +348,12 @@ def _link_up(tree: MergedTree, node: FileNode, going: tuple[DirNode, bytes] | No
     node.loose = going is not None
 
 
+def record_count(tree: MergedTree, node: FileNode) -> None:
+    """Write down how many names *node* has, before one comes or goes."""
+    if node.index is not None:
+        record_links(tree.marks, tree.index_path(node.index), node.extra_links)
+
+
 def counts_names(tree: MergedTree, node: FileNode) -> bool:
     """Say whether *node* has further names below, so that it must be upper to lose one."""
     return node.index is not None or (not node.upper and tree.status(node).st_nlink > 1)
@@ -363,8 +369,7 @@ def _link_up_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes
     if lower is not None:
         status = tree.status(node)
         difference = status.st_nlink + node.extra_links - lower.st_nlink
-        path = xattrs.entry_path(work.index_fd, node.index)
-        record_links_of_lower(tree, path, difference)
+        record_links_of_lower(tree.marks, tree.index_path(node.index), difference)
     mark_impure(tree, directory)
     with unchanged_times(directory):
         os.link(

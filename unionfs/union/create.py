@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Final
 from unionfs.layer import acl, syscalls, xattrs
 from unionfs.layer.tree import Directory
 from unionfs.union import whiteouts
-from unionfs.union.copyup import copy_up, copy_up_directory, mark_impure
-from unionfs.union.links import record_links
+from unionfs.union.copyup import copy_up, copy_up_directory, mark_impure, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_new_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
@@ -221,7 +220,7 @@ async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -
     if node.removed:
         fail(errno.ENOENT)
     directory = prepare_name(tree, parent, name)
-    record_links(tree, node)
+    record_count(tree, node)
     if node.lower is not None or node.index is not None:
         mark_impure(tree, directory)
     temporary = tree.work.new_name()

@@ -8,51 +8,49 @@ between a change of the mark and a change of the links leaves the count right
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING
 
 from unionfs.layer import xattrs
 
 if TYPE_CHECKING:
-    from unionfs.union.nodes import FileNode
-    from unionfs.union.tree import MergedTree
+    import os
+
+    from unionfs.layer.xattrs import Marks
 
 _FORM = re.compile(rb"([UL])([+-]\d+)")
 
 
 def read_extra_links(
-    tree: MergedTree, index: bytes, upper: os.stat_result, lower: os.stat_result | None
+    marks: Marks, path: bytes, upper: os.stat_result, lower: os.stat_result | None
 ) -> int:
-    """Return by how many names the object *index* has more than its own link count says."""
-    path = xattrs.entry_path(tree.work.index_fd, index)
-    value = tree.marks.read(path, xattrs.NLINK)
+    """Return by how many names the object at *path* has more than its own link count says.
+
+    *upper* are its attributes, *lower* those of what it was copied from.
+    """
+    more_below = 0 if lower is None else lower.st_nlink - upper.st_nlink
+    value = marks.read(path, xattrs.NLINK)
     match = None if value is None else _FORM.fullmatch(value)
     if match is None:
-        return 0 if lower is None else lower.st_nlink - upper.st_nlink
+        return more_below
     base, difference = match.groups()
-    if base == b"U":
-        return int(difference)
-    return int(difference) + (0 if lower is None else lower.st_nlink - upper.st_nlink)
+    return int(difference) + (0 if base == b"U" else more_below)
 
 
-def record_links(tree: MergedTree, node: FileNode) -> None:
-    """Write the count of *node* down, relative to its own: before a change of both."""
-    if node.index is None:
-        return
-    path = xattrs.entry_path(tree.work.index_fd, node.index)
-    _write(tree, path, b"U%+d" % node.extra_links)
+def record_links(marks: Marks, path: bytes, extra_links: int) -> None:
+    """Write the count down relative to the object's own: before both change."""
+    _write(marks, path, b"U%+d" % extra_links)
 
 
-def record_links_of_lower(tree: MergedTree, path: bytes, difference: int) -> None:
-    """Write the count down relative to the lower object's: before its own count changes."""
-    _write(tree, path, b"L%+d" % difference)
+def record_links_of_lower(marks: Marks, path: bytes, difference: int) -> None:
+    """Write the count down relative to the lower object's: before its own changes alone."""
+    _write(marks, path, b"L%+d" % difference)
 
 
-def _write(tree: MergedTree, path: bytes, value: bytes) -> None:
+def _write(marks: Marks, path: bytes, value: bytes) -> None:
     try:
-        tree.marks.write(path, xattrs.NLINK, value)
+        marks.write(path, xattrs.NLINK, value)
     except PermissionError:
         # user.* marks cannot be on a symlink or device: the count lasts as long as the mount.
-        if not tree.marks.user:
+        if not marks.user:
             raise

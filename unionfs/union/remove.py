@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls
 from unionfs.union import merge, whiteouts
-from unionfs.union.copyup import copy_up, copy_up_directory, counts_names, settled
-from unionfs.union.links import record_links
+from unionfs.union.copyup import copy_up, copy_up_directory, counts_names, record_count, settled
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
@@ -35,7 +34,7 @@ async def unlink(tree: MergedTree, parent: DirNode, name: bytes) -> None:
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)
     tree.pin(node)
-    record_links(tree, node)
+    record_count(tree, node)
     take_away(tree, directory, name, whiteout=tree.shows_below(parent, name))
     lose_name(tree, node, parent, name)
 

@@ -26,9 +26,9 @@ from unionfs.union.copyup import (
     copy_up_directory,
     counts_names,
     mark_impure,
+    record_count,
     settled,
 )
-from unionfs.union.links import record_links
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
 from unionfs.union.remove import lose_directory, lose_name, take_away
@@ -122,7 +122,7 @@ def _move(tree: MergedTree, old: _Place, new: _Place) -> None:
     if new.node is not None:
         tree.pin(new.node)
         if isinstance(new.node, FileNode):
-            record_links(tree, new.node)
+            record_count(tree, new.node)
     _rename_upper(tree, (source, old.name), (target, new.name), whiteout=covers)
     if isinstance(new.node, FileNode):
         lose_name(tree, new.node, new.parent, new.name)

@@ -191,7 +191,7 @@ class MergedTree:
             index = origin.hex().encode()
             if self._index_status(index, status) is not None:
                 node.index = index
-                node.extra_links = read_extra_links(self, index, status, below)
+                node.extra_links = self._extra_links(index, status, below)
                 if below is not None:
                     self.nodes.stands_for(node, self.nodes.numbers.real(below))
         return node
@@ -264,6 +264,15 @@ class MergedTree:
             raise
         return status if same_as is None or os.path.samestat(status, same_as) else None
 
+    def index_path(self, index: bytes) -> bytes:
+        """Return the path that leads to an entry of the index."""
+        return xattrs.entry_path(self.work.index_fd, index)
+
+    def _extra_links(
+        self, index: bytes, status: os.stat_result, lower: os.stat_result | None
+    ) -> int:
+        return read_extra_links(self.marks, self.index_path(index), status, lower)
+
     def _find_copy(self, node: FileNode, lower: os.stat_result) -> None:
         """Let *node* be its copy, if another name of it was copied up before."""
         index = self.index_name(node)
@@ -272,7 +281,7 @@ class MergedTree:
             return
         node.index = index
         node.upper = node.loose = True
-        node.extra_links = read_extra_links(self, index, status, lower)
+        node.extra_links = self._extra_links(index, status, lower)
         self.nodes.stands_for(node, self.nodes.numbers.real(status))
 
     # Nodes to objects
