@@ -102,6 +102,7 @@ def _copy_up_one_directory(tree: MergedTree, node: DirNode) -> None:
         _copy_owner(tree, path, status)
         _copy_xattrs(tree, xattrs.fd_path(source.fd()), path)
         _mark_origin(tree, path, source.layer, _place(source))
+        _mark_protected(tree, path, xattrs.fd_path(source.fd()))
         os.chmod(path, stat.S_IMODE(status.st_mode))
         syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
         _move_into(tree, name, tree.upper_of(parent), node.name)
@@ -209,7 +210,9 @@ def _copy_metadata(tree: MergedTree, node: FileNode, path: bytes, status: os.sta
     """
     _copy_owner(tree, path, status)
     with tree.object(node) as source:
-        _copy_xattrs(tree, source, path, source_follow=True)
+        _copy_xattrs(tree, source, path)
+        if stat.S_ISREG(node.kind):
+            _mark_protected(tree, path, source)
     if node.lower is not None:
         directory, lower_name = node.lower
         _mark_origin(tree, path, directory.layer, (directory.fd(), lower_name))
@@ -243,14 +246,12 @@ def _copy_owner(tree: MergedTree, path: bytes, status: os.stat_result) -> None:
         raise
 
 
-def _copy_xattrs(
-    tree: MergedTree, source: bytes, target: bytes, *, source_follow: bool = True
-) -> None:
+def _copy_xattrs(tree: MergedTree, source: bytes, target: bytes) -> None:
     """Copy all attributes but our marks; escaped ones of a nested overlay are not ours."""
-    for name in xattrs.names(source, follow=source_follow):
+    for name in xattrs.names(source, follow=True):
         if tree.marks.shown(name) is None:
             continue
-        value = xattrs.read(source, name, follow=source_follow)
+        value = xattrs.read(source, name, follow=True)
         if value is None:
             continue
         try:
@@ -263,24 +264,44 @@ def _copy_xattrs(
 
 def _mark_origin(tree: MergedTree, path: bytes, layer: Layer, place: tuple[int, bytes]) -> None:
     origin = handles.encode(*place, layer.uuid)
-    if origin is None:
-        return
+    if origin is not None:
+        _write_mark(tree, path, xattrs.ORIGIN, origin)
+
+
+def _write_mark(
+    tree: MergedTree, path: bytes, mark: bytes, value: bytes, *, follow: bool = False
+) -> None:
+    """Set a mark that can be done without where it cannot be.
+
+    ``user.*`` marks cannot be on symlinks and devices, nor on another's sticky directory.
+    """
     try:
-        tree.marks.write(path, xattrs.ORIGIN, origin)
+        tree.marks.write(path, mark, value, follow=follow)
     except PermissionError:
-        # user.* marks cannot be on symlinks and devices, nor on another's sticky directory.
         if not tree.marks.user:
             raise
+
+
+def _mark_protected(tree: MergedTree, path: bytes, source: bytes) -> None:
+    """Record that the lower object is immutable or append-only: flags are not copied.
+
+    Only regular files and directories have such flags.
+    """
+    fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        bits = syscalls.protected_attributes(fd)
+    finally:
+        os.close(fd)
+    letters = (b"a" if bits & syscalls.STATX_ATTR_APPEND else b"") + (
+        b"i" if bits & syscalls.STATX_ATTR_IMMUTABLE else b""
+    )
+    if letters:
+        _write_mark(tree, path, xattrs.PROTATTR, letters)
 
 
 def mark_impure(tree: MergedTree, directory: Directory) -> None:
     """Mark an upper directory as one that holds entries with an origin."""
-    path = xattrs.fd_path(directory.fd())
-    try:
-        tree.marks.write(path, xattrs.IMPURE, b"y", follow=True)
-    except PermissionError:
-        if not tree.marks.user:
-            raise
+    _write_mark(tree, xattrs.fd_path(directory.fd()), xattrs.IMPURE, b"y", follow=True)
 
 
 def _move_into(tree: MergedTree, temporary: bytes, directory: Directory, name: bytes) -> None:

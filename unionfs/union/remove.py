@@ -44,9 +44,9 @@ async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:
     node = _present(tree, parent, name)
     if not isinstance(node, DirNode):
         fail(errno.ENOTDIR, name)
+    _refuse_removal(tree, parent, node)
     if not merge.is_empty(node.places()):
         fail(errno.ENOTEMPTY, name)
-    _refuse_removal(tree, parent, node)
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)
     tree.pin(node)

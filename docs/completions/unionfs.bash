@@ -1,0 +1,91 @@
+# Completion of unionfs for bash, with or without the package bash-completion.
+# shellcheck shell=bash
+
+# The mountpoints of unions, as mountinfo has them with blanks in octal.
+_unionfs_mounts() {
+  local line fields
+  while read -r line; do
+    [[ $line == *' - fuse.unionfs '* ]] || continue
+    read -r -a fields <<<"$line"
+    printf '%b\n' "${fields[4]//\\/\\0}"
+  done </proc/self/mountinfo
+}
+
+# _unionfs_reply HEAD COMPGEN-ARGUMENT... -- WORD: offers HEAD before each of
+# compgen's words. Readline cuts an argument at "=" and ":" and replaces the
+# last piece only, so what stands before that piece is taken off again.
+_unionfs_reply() {
+  local head=$1 reply
+  shift
+  while IFS= read -r reply; do
+    reply=$head$reply
+    COMPREPLY+=("${reply:_unionfs_cut}")
+  done < <(compgen "$@")
+}
+
+_unionfs_directories() {
+  compopt -o filenames
+  _unionfs_reply "$1" -d -- "$2"
+}
+
+# _unionfs_options ARGUMENT: the last option of a comma-separated list.
+_unionfs_options() {
+  local last=${1##*,}
+  local before=${1%"$last"} value=${last#*=}
+  local names='lowerdir= lowerdir+= upperdir= workdir= ro rw volatile fsync= redirect_dir=
+    userxattr squash_to_root squash_to_uid= squash_to_gid= timeout= session= debug fsname=
+    allow_other noallow_other allow_root dev nodev suid nosuid exec noexec atime noatime
+    sync async dirsync'
+  compopt -o nospace
+  case $last in
+    lowerdir=*) _unionfs_directories "${1%"${value##*:}"}" "${value##*:}" ;;
+    lowerdir+=* | upperdir=* | workdir=*) _unionfs_directories "$before${last%%=*}=" "$value" ;;
+    fsync=*) _unionfs_reply "${before}fsync=" -W '0 1' -- "$value" ;;
+    redirect_dir=*) _unionfs_reply "${before}redirect_dir=" -W 'on off follow' -- "$value" ;;
+    session=*) _unionfs_reply "${before}session=" -W 'auto pyfuse3' -- "$value" ;;
+    *) _unionfs_reply "$before" -W "$names" -- "$last" ;;
+  esac
+}
+
+_unionfs() {
+  local piece=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}
+  local argument=${line##*[[:blank:]]} command=${COMP_WORDS[1]-}
+  local previous=${line%"$argument"}
+  previous=${previous%"${previous##*[![:blank:]]}"}
+  previous=${previous##*[[:blank:]]}
+  [[ $piece == *[!=:]* ]] || piece=''
+  local _unionfs_cut=$((${#argument} - ${#piece}))
+  COMPREPLY=()
+
+  case $command:$previous in
+    umount:* | ls:*) ;;
+    *:-o | *:--options)
+      _unionfs_options "$argument"
+      return
+      ;;
+    *:--session)
+      _unionfs_reply '' -W 'auto pyfuse3' -- "$argument"
+      return
+      ;;
+  esac
+  if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
+    _unionfs_reply '' -W 'mount umount ls diff' -- "$argument"
+  fi
+  case $command:$argument in
+    umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;
+    umount:*)
+      compopt -o filenames
+      local IFS=$'\n'
+      _unionfs_reply '' -W "$(_unionfs_mounts)" -- "$argument"
+      ;;
+    ls:*) _unionfs_reply '' -W '--json --help --version' -- "$argument" ;;
+    diff:-*) _unionfs_reply '' -W '-o --options --json --help --version' -- "$argument" ;;
+    *:-*)
+      _unionfs_reply '' -W '-o -f -d -v --options --foreground --debug --verbose --session
+        --help --version' -- "$argument"
+      ;;
+    *) _unionfs_directories '' "$argument" ;;
+  esac
+}
+
+complete -F _unionfs unionfs

@@ -1,0 +1,75 @@
+# Completion of unionfs for fish.
+
+function __unionfs_mounts --description 'The mountpoints of unions'
+    # mountinfo writes blanks as octal numbers.
+    string match --regex --groups-only '^(?:\S+ ){4}(\S+) .* - fuse\.unionfs ' </proc/self/mountinfo |
+        string replace --all '\\040' ' '
+end
+
+# Completes the last option of a comma-separated list.
+function __unionfs_options --description 'Mount options'
+    set --local token (commandline --current-token | string replace --regex '^-o' '')
+    set --local before (string replace --regex '[^,]*$' '' -- "$token")
+    set --local last (string replace --regex '^.*,' '' -- "$token")
+    switch "$last"
+        case 'lowerdir=*' 'lowerdir+=*' 'upperdir=*' 'workdir=*'
+            set --local path (string replace --regex '^.*[=:]' '' -- "$last")
+            set --local head (string replace --regex '[^=:]*$' '' -- "$last")
+            for directory in (__fish_complete_directories "$path" '')
+                echo "$before$head$directory"
+            end
+        case 'redirect_dir=*'
+            printf '%s\n' "$before"'redirect_dir='{on,off,follow}
+        case 'session=*'
+            printf '%s\n' "$before"'session='{auto,pyfuse3}
+        case '*'
+            printf '%s\n' "$before"'lowerdir='\t'lower layers, topmost first' \
+                "$before"'lowerdir+='\t'one more lower layer' \
+                "$before"'upperdir='\t'layer that takes all changes' \
+                "$before"'workdir='\t'empty directory beside upperdir' \
+                "$before"'volatile'\t'never sync to the disk' \
+                "$before"'fsync='\t'0 is volatile' \
+                "$before"'redirect_dir='\t'rename lower directories' \
+                "$before"'userxattr'\t'use user.overlay.* attributes' \
+                "$before"'squash_to_root'\t'show root as the owner' \
+                "$before"'squash_to_uid='\t'show this owner' \
+                "$before"'squash_to_gid='\t'show this group' \
+                "$before"'timeout='\t'seconds the kernel may remember names' \
+                "$before"'session='\t'who serves' \
+                "$before"'debug'\t'log every request' \
+                "$before"'fsname='\t'name of the source' \
+                "$before"{ro,rw,allow_other,noallow_other,allow_root,dev,nodev,suid,nosuid} \
+                "$before"{exec,noexec,atime,noatime,sync,async,dirsync}
+    end
+end
+
+function __unionfs_command --description 'Whether the command is one of the arguments'
+    contains -- (commandline --tokenize --current-process --cut-at-cursor)[2] $argv
+end
+
+function __unionfs_mounting --description 'Whether a union is being mounted'
+    not __unionfs_command umount ls diff
+end
+
+complete --command unionfs --no-files
+complete --command unionfs --condition __fish_use_subcommand --arguments mount --description 'Mount a union'
+complete --command unionfs --condition __fish_use_subcommand --arguments umount --description 'Unmount it, wait for its daemon'
+complete --command unionfs --condition __fish_use_subcommand --arguments ls --description 'List the mounted unions'
+complete --command unionfs --condition __fish_use_subcommand --arguments diff --description 'List what the upper layer changes'
+complete --command unionfs --short-option h --long-option help --description 'Print a summary'
+complete --command unionfs --short-option V --long-option version --description 'Print the version'
+
+complete --command unionfs --condition __unionfs_mounting --short-option o --long-option options --require-parameter --arguments '(__unionfs_options)' --description 'Mount options'
+complete --command unionfs --condition __unionfs_mounting --short-option f --long-option foreground --description 'Serve in the foreground'
+complete --command unionfs --condition __unionfs_mounting --short-option d --long-option debug --description 'Log every request, in the foreground'
+complete --command unionfs --condition __unionfs_mounting --short-option v --long-option verbose --description 'Say what was mounted where'
+complete --command unionfs --condition __unionfs_mounting --long-option session --require-parameter --arguments 'auto pyfuse3' --description 'Who serves'
+complete --command unionfs --condition __unionfs_mounting --arguments '(__fish_complete_directories)'
+
+complete --command unionfs --condition '__unionfs_command umount' --short-option l --long-option lazy --description 'Detach it though it is in use'
+complete --command unionfs --condition '__unionfs_command umount' --arguments '(__unionfs_mounts)'
+
+complete --command unionfs --condition '__unionfs_command ls diff' --long-option json --description 'Print a JSON array'
+
+complete --command unionfs --condition '__unionfs_command diff' --short-option o --long-option options --require-parameter --arguments '(__unionfs_options)' --description 'Layers'
+complete --command unionfs --condition '__unionfs_command diff' --arguments '(__fish_complete_directories)'
