@@ -78,10 +78,15 @@ def as_user(
     return both.same(run)
 
 
+def _append(path: Path) -> None:
+    with open(path, "ab", buffering=0) as file:
+        file.write(b"more")
+
+
 OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "read": lambda path: path.read_bytes() if path.is_file() else sorted(os.listdir(path)),
     "write": lambda path: path.write_text("changed"),
-    "append": lambda path: path.open("a").close(),
+    "append": _append,
     "chmod": lambda path: path.chmod(0o7777),
     "chmod_suid_off": lambda path: path.chmod(0o755),
     "chown_self": lambda path: os.chown(path, os.getuid(), -1),

@@ -191,8 +191,6 @@ def _hostile_redirects(layers: Layers) -> None:
 def _look(root: Path) -> dict[str, str]:
     found = {}
     for name in sorted(os.listdir(root)):
-        if (root / name).is_symlink():
-            continue
         outcome = attempt(lambda path: sorted(os.listdir(path)), root / name)
         found[name] = str(outcome)
     return found
@@ -205,6 +203,7 @@ def test_redirect_never_leads_out_of_its_layer(layers: Layers, union: Mount) -> 
     mounted.allow_log("redirect")
     found = _look(mounted.root)
     assert found["fine"] == "ok ['file', 'own']"
+    del found["link"]  # a link out of the layer is the user's own business
     for name in ("up", "up-path", "absolute-up", "absolute-inside-up", "through-link"):
         assert "file" not in found[name], name
         assert attempt((mounted.root / name / "file").read_text).error is not None
