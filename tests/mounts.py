@@ -248,12 +248,13 @@ class UnionMount(_Daemon):
         options: str = "",
         *,
         seconds: float = 60.0,
+        python: str = sys.executable,
         program: Sequence[str] = ("-m", "unionfs"),
         before_exec: Callable[[], None] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.expected_log = self.allowed_log = ""
-        command = [sys.executable, *program, "mount", "-f", "-o", layers.options(options)]
+        command = [python, *program, "mount", "-f", "-o", layers.options(options)]
         super().__init__(
             layers,
             [*command, str(layers.merged)],

@@ -187,7 +187,7 @@ def test_ls_prints_a_line_for_each(command: Command) -> None:
     name = command.base / "with space\n"
     name.mkdir()
     command.mount()
-    command.run("mount", "-o", "lowerdir=l1", name)
+    command.run("mount", "-o", "lowerdir=l1", os.fspath(name))
     lines = command.run("ls").stdout.splitlines()
     assert lines[0].split() == ["TARGET", "STATE", "PID", "SESSION", "LAYERS"]
     mine = [line for line in lines if line.startswith(os.fspath(command.base))]

@@ -83,10 +83,11 @@ def test_signals_unmount(layers: Layers, union: Mount, number: signal.Signals) -
 def test_signal_while_a_file_is_open(layers: Layers, union: Mount) -> None:
     build.write(layers.lowers[0] / "file", "x")
     mounted = union()
-    with open(mounted.root / "file", "rb"):
-        mounted.process.send_signal(signal.SIGTERM)
-        assert mounted.process.wait(5) == 0
-        assert device_minor(mounted.root) is None
+    fd = os.open(mounted.root / "file", os.O_RDONLY)
+    mounted.process.send_signal(signal.SIGTERM)
+    assert mounted.process.wait(5) == 0
+    assert device_minor(mounted.root) is None
+    attempt(os.close, fd)
     mounted.unmount()
 
 

@@ -91,7 +91,6 @@ def test_read_only_holds_against_a_remount(layers: Layers, union: Mount) -> None
     assert errors == dict.fromkeys(errors, "EROFS")
 
 
-@pytest.mark.usefixtures("ours_only")
 def test_access_times_of_lowers_stay(layers: Layers, union: Mount) -> None:
     filled(layers)
     os.utime(layers.lowers[0] / "file", ns=(10**18, 10**18))

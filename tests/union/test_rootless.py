@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +23,8 @@ from tests.watchdog import Watchdog
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("ours_only")]
 
-USER = 4321
+#: An ordinary user, and one that fusermount3 finds in /etc/passwd.
+USER = pwd.getpwnam("nobody").pw_uid
 
 
 @pytest.fixture
@@ -37,7 +40,9 @@ def device() -> Iterator[None]:
 
 def own(layers: Layers) -> None:
     """Give all layers to the user; what is in them too."""
-    subprocess.run(["chown", "-hR", f"{USER}:{USER}", layers.base], check=True)
+    directories = [*layers.lowers, layers.upper, layers.work, layers.merged]
+    command = ["chown", "-hR", f"{USER}:{USER}"]
+    subprocess.run([*command, *(each for each in directories if each)], check=True)
 
 
 def become_user() -> None:
@@ -48,18 +53,46 @@ def become_user() -> None:
 
 
 @pytest.fixture
+def python(scratch: Path) -> dict[str, str]:
+    """This Python and the project where every user can reach them.
+
+    They may stand in somebody's home; bind mounts in our own mount namespace bring them here.
+    """
+    places = {
+        "python": Path(sys.base_prefix),
+        "packages": Path(sysconfig.get_path("purelib")),
+        "project": REPOSITORY,
+    }
+    for name, place in places.items():
+        (scratch / name).mkdir()
+        system.mount(place, scratch / name, None, system.MS_BIND)
+    inside = Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve())
+    return {
+        "PATH": f"{scratch / 'python' / inside.parent}:/usr/bin:/bin:/usr/sbin:/sbin",
+        "PYTHON": str(scratch / "python" / inside),
+        "PYTHONPATH": f"{scratch / 'project'}:{scratch / 'packages'}",
+        "LD_LIBRARY_PATH": str(scratch / "python" / "lib"),
+        "XDG_RUNTIME_DIR": str(scratch),
+    }
+
+
+@pytest.fixture
 def rootless(
-    device: None, layers: Layers, watchdog: Watchdog, mounts: Any
+    device: None, layers: Layers, watchdog: Watchdog, mounts: Any, python: dict[str, str]
 ) -> Callable[..., UnionMount]:
     """Mounts `layers` as an ordinary user."""
-    for path in (REPOSITORY, Path(sys.executable).resolve()):
-        if not as_user(partial(os.access, path, os.R_OK | os.X_OK)):
-            pytest.skip(f"{path} is not open to ordinary users")
 
     def mount(options: str = "") -> UnionMount:
         own(layers)
         mounted: UnionMount = mounts.add(
-            UnionMount(layers, watchdog, options, before_exec=become_user)
+            UnionMount(
+                layers,
+                watchdog,
+                options,
+                python=python["PYTHON"],
+                environment=python,
+                before_exec=become_user,
+            )
         )
         as_user(mounted.root.stat)  # answered once the daemon serves
         return mounted
@@ -151,7 +184,7 @@ def test_only_the_user_gets_in(layers: Layers, rootless: Callable[..., UnionMoun
     build.write(layers.lowers[0] / "file", "mine")
     root = rootless().root
     assert as_user((root / "file").read_text) == "mine"
-    outcome = in_child(lambda: attempt((root / "file").read_text), uid=USER + 1, gid=USER + 1)
+    outcome = in_child(lambda: attempt((root / "file").read_text), uid=4321, gid=4321)
     assert outcome.error == "EACCES"
 
 
@@ -233,8 +266,10 @@ import os, subprocess, sys, time
 options, target = sys.argv[1:]
 daemon = subprocess.Popen([sys.executable, "-m", "unionfs", "mount", "-f", "-o", options, target])
 end = time.monotonic() + 20
-while os.stat(target).st_dev == os.stat(target + "/..").st_dev:
-    assert daemon.poll() is None and time.monotonic() < end
+while os.stat(target).st_dev == os.stat(os.path.dirname(target)).st_dev:
+    if daemon.poll() is not None or time.monotonic() > end:
+        daemon.kill()
+        sys.exit("not mounted")
     time.sleep(0.01)
 def touch(name, text):
     with open(os.path.join(target, name), "a") as file:
@@ -251,7 +286,7 @@ sys.exit(daemon.wait(10))
 """
 
 
-def test_in_a_user_namespace(device: None, layers: Layers) -> None:
+def test_in_a_user_namespace(device: None, layers: Layers, python: dict[str, str]) -> None:
     build.write(layers.lowers[0] / "file", "lower")
     build.write(layers.lowers[0] / "d" / "file", "lower")
     build.write(layers.lowers[1] / "gone" / "old", "old")
@@ -259,13 +294,13 @@ def test_in_a_user_namespace(device: None, layers: Layers) -> None:
     layers.remember_lowers()
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     ran = subprocess.run(
-        [*unshare, sys.executable, "-c", IN_NAMESPACE, layers.options(), str(layers.merged)],
+        [*unshare, python["PYTHON"], "-c", IN_NAMESPACE, layers.options(), str(layers.merged)],
         check=False,
         capture_output=True,
         text=True,
         timeout=60,
         cwd="/",
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env=python,
         preexec_fn=become_user,
     )
     if "Operation not permitted" in ran.stderr and "unshare" in ran.stderr:

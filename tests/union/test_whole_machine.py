@@ -48,7 +48,7 @@ def _small_root(root: Path) -> None:
         inside.mkdir(parents=True)
         system.mount(prefix, inside, None, system.MS_BIND | system.MS_REC)
     for name in ("tmp", "run", "srv/data/deep", "upper", "work", "mnt", "srv/shm"):
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
     (root / "srv/data/deep/file").write_text("file")
     system.mount("tmpfs", root / "srv/shm", "tmpfs")
     (root / "srv/shm/mounted").touch()
