@@ -108,6 +108,9 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
         os.setsid()
         work(ready)
         status = 0
+        if not told:
+            with contextlib.suppress(BrokenPipeError):
+                tell(MountError.exit_code, "the daemon was told to end before it was ready")
     except BaseException as error:  # of a fork nothing may escape upwards
         status, line = exit_status(error)
         if status == 4:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from unionfs.fuse.mounting import MountEntry
 
 _SYSTEM = Path("/run/unionfs")
+_RUNTIME = Path("/run/user")
+_TEMPORARY = Path("/tmp")  # noqa: S108 - owners are checked, of directories and of files
 
 #: PROC_USER_INIT_INO of the kernel's include/linux/proc_ns.h.
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
@@ -40,6 +42,7 @@ class Record:
     """With the number, this tells a process from a later one with the same number."""
     pid_namespace: int
     """The namespace, by inode number, in which *pid* is the daemon's number."""
+    mount_namespace: int
     target: str
     session: str
     options: str
@@ -53,15 +56,16 @@ def describe_self(device: str, target: str, session: str, options: str) -> Recor
         device=device,
         pid=pid,
         start_time=_start_time(pid) or 0,
-        pid_namespace=_pid_namespace(),
+        pid_namespace=_namespace("pid"),
+        mount_namespace=_namespace("mnt"),
         target=target,
         session=session,
         options=options,
     )
 
 
-def write(record: Record, live_devices: Iterable[str]) -> Path:
-    """Write *record* and return its file; drop those that neither mount nor process backs.
+def write(record: Record, live_devices: Iterable[str]) -> None:
+    """Write *record*, and drop those that neither mount nor process backs.
 
     *live_devices* are the devices of all mounts. Nothing inside of the mount itself is
     touched: its daemon is the caller. Raises ``OSError``.
@@ -70,29 +74,36 @@ def write(record: Record, live_devices: Iterable[str]) -> Path:
     keep = set(live_devices)
     for path in directory.glob("*.json"):
         old = _read(path)
-        if old is not None and old[0].device not in keep and is_running(old[0]) is False:
+        if old is None or old[0].device in keep or old[0].mount_namespace != _namespace("mnt"):
+            continue
+        if is_running(old[0]) is False:
             path.unlink(missing_ok=True)
-    path = directory / _name(record.device)
+    try:
+        _put(directory, record)
+    except FileNotFoundError:
+        # Another mount has just ended, and was the last in there.
+        _put(_own_directory(record.target), record)
+
+
+def _put(directory: Path, record: Record) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".", dir=directory)
     try:
         with open(descriptor, "w", encoding="ascii") as file:
             os.fchmod(file.fileno(), 0o644)
             json.dump(asdict(record), file)
-        os.rename(temporary, path)
+        os.rename(temporary, directory / _name(record.device))
     except OSError:
         os.unlink(temporary)
         raise
-    return path
 
 
 def find(entry: MountEntry) -> Record | None:
     """Return the record of the mount *entry*, None if there is none to be trusted."""
-    for directory in _directories():
-        found = _read(directory / _name(entry.device))
-        # Anyone may write records about their own mounts, and root about all.
-        if found is not None and found[1] in (0, entry.owner):
-            return found[0]
-    return None
+    candidates = [_read(directory / _name(entry.device)) for directory in _directories()]
+    # Anyone may write records, but only about mounts that are their own.
+    records = [found[0] for found in candidates if found is not None and found[1] == entry.owner]
+    # The device number may have been that of a mount whose daemon was killed.
+    return next((one for one in records if is_running(one)), next(iter(records), None))
 
 
 def others(devices: Iterable[str]) -> list[Record]:
@@ -113,16 +124,24 @@ def others(devices: Iterable[str]) -> list[Record]:
     return list(records.values())
 
 
-def forget(entry: MountEntry) -> None:
-    """Remove the record of the mount *entry*, which is gone, if it may be removed."""
+def remove(record: Record) -> None:
+    """Remove *record*, if it is still there and may be removed.
+
+    Its mount is gone, so another one may have its device number by now, and its file.
+    """
     for directory in _directories():
-        with contextlib.suppress(OSError):
-            (directory / _name(entry.device)).unlink()
+        path = directory / _name(record.device)
+        found = _read(path)
+        if found is not None and found[0] == record:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if directory.parent == _TEMPORARY:
+                    directory.rmdir()
 
 
 def is_running(record: Record) -> bool | None:
     """Tell whether the daemon lives; None where its process id means nothing here."""
-    if record.pid_namespace != _pid_namespace():
+    if record.pid_namespace != _namespace("pid"):
         return None
     return _start_time(record.pid) == record.start_time
 
@@ -156,8 +175,8 @@ def _start_time(pid: int) -> int | None:
     return None if after_name[0] in (b"Z", b"X") else int(after_name[19])
 
 
-def _pid_namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
+def _namespace(kind: str) -> int:
+    return os.stat(f"/proc/self/ns/{kind}").st_ino
 
 
 def _user_directories() -> Iterator[Path]:
@@ -165,21 +184,21 @@ def _user_directories() -> Iterator[Path]:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isabs(runtime):
         yield Path(runtime) / "unionfs"
-    yield Path(f"/run/user/{user}/unionfs")
+    yield _RUNTIME / str(user) / "unionfs"
     # In a user namespace the same number is another user.
-    namespace = os.stat("/proc/self/ns/user").st_ino
+    namespace = _namespace("user")
     name = (
         f"unionfs-{user}" if namespace == _FIRST_USER_NAMESPACE else f"unionfs-{user}-{namespace}"
     )
-    yield Path("/tmp") / name  # noqa: S108 - the owner is checked before use
+    yield _TEMPORARY / name
 
 
 def _directories() -> list[Path]:
     """Return where records may be; root sees those of all users."""
     directories = [_SYSTEM, *_user_directories()]
     if os.geteuid() == 0:
-        directories += Path("/run/user").glob("*/unionfs")
-        directories += Path("/tmp").glob("unionfs-*")  # noqa: S108 - owners are checked
+        directories += _RUNTIME.glob("*/unionfs")
+        directories += _TEMPORARY.glob("unionfs-*")
     return directories
 
 
@@ -207,7 +226,7 @@ def _read(path: Path) -> tuple[Record, int] | None:
             values = json.load(file)
             owner = os.fstat(file.fileno()).st_uid
         record = Record(**values)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     kinds = {"int": int, "str": str}
     good = all(

@@ -20,11 +20,11 @@ from unionfs.union.operations import UnionFS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from unionfs.daemon import Ready
     from unionfs.fuse.interface import Session
     from unionfs.options import MountOptions
+    from unionfs.registry import Record
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -106,7 +106,7 @@ class _Service:
         self._is_ready = False
         self._told_to_end = False
         self._failure: Exception | None = None
-        self._record: Path | None = None
+        self._record: Record | None = None
 
     def run(self) -> None:
         """Serve until the mount is unmounted or a signal comes; then it is unmounted too."""
@@ -116,11 +116,11 @@ class _Service:
             # After a crash the mount stays and answers ENOTCONN: an empty directory in its
             # place could be taken for the truth. A mount that nobody was told of goes.
             self._session.close(unmount=self._told_to_end or not self._is_ready)
-            if self._record is not None:
-                self._record.unlink(missing_ok=True)
         if self._failure is not None:
             raise self._failure
-        if not self._is_ready:
+        if self._record is not None:
+            registry.remove(self._record)
+        if not self._is_ready and not self._told_to_end:
             raise MountError(f"{os.fsdecode(self._place)}: ended before it was ready")
 
     async def _serve(self) -> None:
@@ -164,6 +164,7 @@ class _Service:
             format_options(self._options),
         )
         try:
-            self._record = registry.write(record, (one.device for one in entries))
+            registry.write(record, (one.device for one in entries))
+            self._record = record
         except OSError as error:
             log.warning("no record of this mount for `unionfs ls`: %s", error)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +12,7 @@ from unionfs import registry
 from unionfs.fuse.mounting import MountEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 DEVICE = "0:4321"
 
@@ -21,6 +21,8 @@ DEVICE = "0:4321"
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Records of these tests are nobody else's."""
     monkeypatch.setattr(registry, "_SYSTEM", tmp_path / "run")
+    monkeypatch.setattr(registry, "_RUNTIME", tmp_path / "user")
+    monkeypatch.setattr(registry, "_TEMPORARY", tmp_path / "tmp")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / ("run" if os.geteuid() == 0 else "unionfs")
 
@@ -36,12 +38,12 @@ def record(device: str = DEVICE) -> registry.Record:
 
 
 @pytest.fixture
-def ended() -> Iterator[registry.Record]:
+def ended() -> registry.Record:
     """The record of a daemon that is gone."""
     with subprocess.Popen(["sleep", "60"]) as process:
         made = replace(record(), pid=process.pid)
         process.kill()
-    yield made
+    return made
 
 
 def test_a_record_is_found_by_its_mount(directory: Path) -> None:
@@ -115,15 +117,13 @@ def test_records_about_the_mounts_of_others_are_not_believed() -> None:
 
 
 def test_a_running_daemon_is_believed_before_one_that_is_gone(
-    tmp_path: Path, ended: registry.Record, monkeypatch: pytest.MonkeyPatch
+    directory: Path, ended: registry.Record
 ) -> None:
-    registry.write(ended, [])
-    (tmp_path / "unionfs").mkdir(mode=0o755, exist_ok=True)
-    monkeypatch.setattr(registry, "_SYSTEM", tmp_path / "none/none")
-    registry.write(record(), [DEVICE])
-    monkeypatch.undo()
-    monkeypatch.setattr(registry, "_SYSTEM", tmp_path / "run")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (directory.parent / "tmp").mkdir()
+    first, second = registry._directories()[:2]
+    for place, one in ((first, ended), (second, record())):
+        place.mkdir(parents=True, exist_ok=True)
+        registry._put(place, one)
     assert registry.find(entry()) == record()
 
 
@@ -141,9 +141,6 @@ def test_files_that_hold_no_record_are_passed_over(directory: Path, text: str) -
 
 @pytest.mark.parametrize("value", [1, None, ["x"]])
 def test_nor_do_records_with_values_of_other_kinds(directory: Path, value: object) -> None:
-    import json
-    from dataclasses import asdict
-
     registry.write(record(), [])
     (directory / "0-4321.json").write_text(json.dumps({**asdict(record()), "target": value}))
     assert registry.find(entry()) is None
@@ -159,16 +156,28 @@ def test_links_and_pipes_are_no_records(directory: Path, tmp_path: Path) -> None
 
 
 def test_a_directory_that_others_may_write_is_not_used(directory: Path, tmp_path: Path) -> None:
-    directory.mkdir()
-    directory.chmod(0o777)
-    (tmp_path / "unionfs").mkdir(exist_ok=True)
-    (tmp_path / "unionfs").chmod(0o755 if os.geteuid() == 0 else 0o777)
+    (tmp_path / "tmp").mkdir()
+    for place in (directory, tmp_path / "unionfs"):
+        place.mkdir(exist_ok=True)
+        place.chmod(0o777)
     registry.write(record(), [])
     assert not list(directory.iterdir())
+    assert len(list(tmp_path.glob("tmp/*/*.json"))) == 1
 
 
 def test_the_daemon_does_not_write_into_its_own_mount(directory: Path, tmp_path: Path) -> None:
-    inside = replace(record(), target=str(directory.parent))
-    found = registry._own_directory(inside.target)
-    assert not found.is_relative_to(directory.parent)
     assert registry._own_directory("/") == directory
+    with pytest.raises(FileNotFoundError):
+        registry._own_directory(str(tmp_path))
+
+
+def test_the_last_resort_leaves_nothing_behind(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    for other in (directory, tmp_path / "unionfs"):
+        other.write_text("in the way")
+    registry.write(record(), [])
+    (place,) = (tmp_path / "tmp").iterdir()
+    assert place.name == f"unionfs-{os.geteuid()}"
+    assert registry.find(entry()) == record()
+    registry.remove(record())
+    assert os.listdir(tmp_path / "tmp") == []

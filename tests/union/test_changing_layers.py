@@ -36,6 +36,8 @@ HONEST = {
     "ELOOP",
     "ENODATA",
     "EPERM",
+    "ENXIO",  # a whiteout in its place, opened
+    "ENOTSUP",  # a symlink in its place, given an attribute
 }
 
 
@@ -80,7 +82,7 @@ def _replaced_by(make: Callable[[Path], Any]) -> Callable[[Path], None]:
 
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "removed": _remove,
-    "renamed": lambda path: path.rename(path.parent / "elsewhere"),
+    "renamed": lambda path: path.rename(f"{path}-elsewhere"),
     "a new directory": _replaced_by(Path.mkdir),
     "a new file": _replaced_by(Path.touch),
     "a link": _replaced_by(lambda path: path.symlink_to("/etc")),

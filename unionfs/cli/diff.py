@@ -44,9 +44,9 @@ def run(argv: list[str]) -> int:
         found: Iterator[Change] = iter(())
         _print(found, as_json="json" in arguments.flags)
         return 0
-    if not options.lowerdirs:
-        complain(["no lower layers given: files without an origin are shown as added"])
     with contextlib.closing(LayerStack.inspect(options)) as stack:
+        if not options.lowerdirs:
+            complain(["no lower layers given: files without an origin are shown as added"])
         _print(changes(stack), as_json="json" in arguments.flags)
     return 0
 

@@ -49,7 +49,7 @@ def _umount(target: str, *, lazy: bool) -> None:
         return
     if registry.wait_for_end(record, _LAZY_PATIENCE if lazy else _PATIENCE):
         # One that was killed could not remove it.
-        registry.forget(entry)
+        registry.remove(record)
     elif lazy:
         complain([f"{target}: still in use, served by process {record.pid}"])
     else:

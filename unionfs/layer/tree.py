@@ -7,11 +7,12 @@ inside a layer does not belong to it: a layer opened in a private clone of its m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.layer import syscalls, xattrs
@@ -92,6 +93,68 @@ class Layer:
         self.descriptors = descriptors
         self.root = Directory(self, None, b"")
 
+    def read_mark(self, path: bytes, mark: bytes, *, follow: bool = False) -> bytes | None:
+        """Return the value of *mark* on an object of this layer, ``None`` without one.
+
+        Raises EACCES for a lower object that an unprivileged daemon may not read: there
+        ``user.*`` attributes are data. In the upper layer the object is its own, and is
+        made readable for the moment.
+        """
+        return self._readable(
+            path, lambda: self.marks.read(path, mark, follow=follow), follow=follow
+        )
+
+    def is_opaque(self, path: bytes) -> bool:
+        """Say whether the directory at *path* has an opaque mark; errors as ``read_mark``."""
+        return self._readable(path, lambda: self.marks.opaque(path), follow=False) == b"y"
+
+    def write_mark(self, path: bytes, mark: bytes, value: bytes, *, follow: bool = False) -> None:
+        """Set *mark* on an object of the upper layer, even one that its owner may not write.
+
+        Raises EPERM where ``user.*`` attributes cannot be: on symlinks, devices, fifos and
+        sockets, and on another's sticky directory.
+        """
+        try:
+            self.marks.write(path, mark, value, follow=follow)
+        except PermissionError as error:
+            if error.errno != errno.EACCES:
+                raise
+            with opened_up(path, stat.S_IRUSR | stat.S_IWUSR, follow=follow):
+                self.marks.write(path, mark, value, follow=follow)
+
+    def _readable(
+        self, path: bytes, read: Callable[[], bytes | None], *, follow: bool
+    ) -> bytes | None:
+        try:
+            return read()
+        except PermissionError:
+            if self.index != 0:
+                raise
+        with opened_up(path, stat.S_IRUSR, follow=follow):
+            return read()
+
+
+@contextlib.contextmanager
+def opened_up(path: bytes, bits: int, *, follow: bool) -> Iterator[None]:
+    """Grant the owner, which we must be, the permission *bits* of an upper object meanwhile.
+
+    Without privilege a daemon is bound by the modes of its own files, whose users may well
+    have taken every permission away. Raises EACCES for another's object.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        mode = stat.S_IMODE(status.st_mode)
+        os.chmod(xattrs.fd_path(fd), mode | bits)
+        try:
+            yield
+        finally:
+            os.chmod(xattrs.fd_path(fd), mode)
+    finally:
+        os.close(fd)
+
 
 class Directory:
     """A directory of one layer, found through its parent; its descriptor is opened on use.
@@ -142,7 +205,10 @@ class Directory:
     def xwhiteouts(self) -> bool:
         """Whether regular files here may be whiteouts (``overlay.opaque`` is ``x``)."""
         if self._xwhiteouts is None:
-            value = self.layer.marks.opaque(xattrs.fd_path(self.fd()), follow=True)
+            try:
+                value = self.layer.marks.opaque(xattrs.fd_path(self.fd()), follow=True)
+            except PermissionError:
+                value = None  # a directory that we cannot read lists nothing either
             self._xwhiteouts = value == b"x"
         return self._xwhiteouts
 

@@ -11,11 +11,12 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from unionfs.errors import LayerError
 from unionfs.layer import xattrs
-from unionfs.layer.tree import remove_tree
+from unionfs.layer.tree import opened_up, remove_tree
 from unionfs.layer.xattrs import Marks
 
 _OPEN: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,18 +49,23 @@ class WorkDirectory:
 
         Raises ``LayerError``; nothing stays changed on disk.
         """
-        try:
-            features = os.listdir(xattrs.entry_path(self._root_fd, _WORK) + b"/" + _INCOMPAT)
-        except (FileNotFoundError, NotADirectoryError):
-            features = []
-        except PermissionError:
-            # The kernel makes work/ with mode 0; its owner may look inside all the same.
-            features = []
-        for feature in features:
+        for feature in self._incompatible():
             place = os.path.join(self.path, _WORK, _INCOMPAT, feature)
             reason = "left by a mount that did not sync; remove it if you accept a loss of data"
             raise LayerError("workdir", place, reason)
         self._check_xattrs(upper)
+
+    def _incompatible(self) -> list[bytes]:
+        """Return the names in ``work/incompat``: what a mount must know of to go on."""
+        work = xattrs.entry_path(self._root_fd, _WORK)
+        try:
+            return os.listdir(work + b"/" + _INCOMPAT)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except PermissionError:
+            # The kernel makes work/ with mode 0, which shuts out an owner without privilege.
+            with opened_up(work, 0o500, follow=False):
+                return self._incompatible()
 
     def _check_xattrs(self, upper: _Upper) -> None:
         probe = b"#probe-%d" % os.getpid()
@@ -83,6 +89,7 @@ class WorkDirectory:
                 os.mkdir(name, 0o700, dir_fd=self._root_fd)
             except FileExistsError:
                 self._open_up(name)
+            self._drop_acls(name)
         self.fd = os.open(_WORK, _OPEN, dir_fd=self._root_fd)
         self.index_fd = os.open(_INDEX, _OPEN, dir_fd=self._root_fd)
         self._empty()
@@ -93,6 +100,13 @@ class WorkDirectory:
         path = xattrs.entry_path(self._root_fd, name)
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
             os.chmod(path, 0o700)
+
+    def _drop_acls(self, name: bytes) -> None:
+        """Remove what *name* inherited from the work directory: temporaries would in turn."""
+        path = xattrs.entry_path(self._root_fd, name)
+        for acl in (xattrs.ACL_DEFAULT, xattrs.ACL_ACCESS):
+            if xattrs.read(path, acl) is not None:
+                xattrs.remove(path, acl)
 
     def _empty(self) -> None:
         for name in _names(self.fd):
@@ -120,6 +134,16 @@ class WorkDirectory:
     def path_of(self, name: bytes) -> bytes:
         """Return the path that leads to the temporary *name*, for xattrs and times."""
         return xattrs.entry_path(self.fd, name)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[bytes]:
+        """Give a name for a temporary, which is removed if what is done with it fails."""
+        name = self.new_name()
+        try:
+            yield name
+        except BaseException:
+            self.discard(name)
+            raise
 
     def discard(self, name: bytes) -> None:
         """Remove the temporary *name* after a failure; the failure is what counts."""

@@ -8,15 +8,16 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unionfs.fuse.interface import Changes
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
-from unionfs.union.copyup import copy_up
+from unionfs.union.copyup import copy_up, refuse_metacopy
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
 from unionfs.union.tree import MergedTree, fail
 
 if TYPE_CHECKING:
-    from unionfs.fuse.interface import Caller, Changes
+    from unionfs.fuse.interface import Caller
 
 
 async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None:
@@ -29,18 +30,33 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
     times_only = (changes.mode, changes.uid, changes.gid, changes.size) == (None,) * 4
     if bits & IMMUTABLE or (bits & APPEND and not times_only):
         fail(errno.EPERM)
+    if changes.size is not None and isinstance(node, FileNode):
+        refuse_metacopy(tree, node)
     await copy_up(tree, node, size=changes.size)
     with tree.object(node) as path:
         if changes.size is not None:
             _strip(tree, node, path)
-            os.truncate(path, changes.size)
-        if changes.uid is not None or changes.gid is not None:
+            set_size(tree, node, changes.size)
+        if changes.uid is not None or changes.gid is not None or changes == Changes():
             _set_owner(tree, path, changes.uid, changes.gid)
         if changes.mode is not None and not stat.S_ISLNK(node.kind):
             os.chmod(path, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             syscalls.set_times(path, changes.atime_ns, changes.mtime_ns)
     _may_have_set_ids(node)
+
+
+def set_size(tree: MergedTree, node: Node, size: int) -> None:
+    """Truncate or extend an upper file: by its descriptor, if there is one that may.
+
+    A file made read-only is still written by those who made it.
+    """
+    opened = node.opened if isinstance(node, FileNode) else None
+    if opened is not None and opened.writable:
+        os.ftruncate(opened.fd, size)
+        return
+    with tree.object(node) as path:
+        os.truncate(path, size)
 
 
 def _set_owner(tree: MergedTree, path: bytes, uid: int | None, gid: int | None) -> None:
@@ -51,8 +67,8 @@ def _set_owner(tree: MergedTree, path: bytes, uid: int | None, gid: int | None) 
             fail(errno.EPERM)
     new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
     new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
-    if (new_uid, new_gid) != (-1, -1):
-        os.chown(path, new_uid, new_gid)
+    if (new_uid, new_gid) != (-1, -1) or (uid, gid) == (None, None):
+        os.chown(path, new_uid, new_gid)  # chown(path, -1, -1) changes ctime alone
 
 
 def _may_have_set_ids(node: Node) -> None:

@@ -6,6 +6,7 @@ above it is copied up first. Does not wait, but for ``link``, which may copy its
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -15,7 +16,10 @@ from typing import TYPE_CHECKING, Final
 from unionfs.layer import acl, syscalls, xattrs
 from unionfs.layer.tree import Directory
 from unionfs.union import whiteouts
-from unionfs.union.copyup import copy_up, copy_up_directory, mark_impure, record_count
+from unionfs.union.copydir import copy_up_directory
+from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode
+from unionfs.union.copyup import copy_up
+from unionfs.union.indexed import record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_new_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
@@ -48,15 +52,14 @@ def create_file(
 ) -> tuple[FileNode, int]:
     """Make a regular file; return its node and a descriptor open for reading and writing."""
     directory = prepare_name(tree, parent, name)
-    temporary = tree.work.new_name()
-    fd = os.open(temporary, _CREATE, 0o600, dir_fd=tree.work.fd)
-    try:
+    with tree.work.temporary() as temporary, contextlib.ExitStack() as opened:
+        fd = os.open(temporary, _CREATE, 0o600, dir_fd=tree.work.fd)
+        opened.callback(os.close, fd)
         _finish(tree, directory, temporary, stat.S_IFREG | mode, caller)
+        status = os.fstat(fd)
         _show(tree, directory, temporary, name)
-    except BaseException:
-        os.close(fd)
-        raise
-    return _new_file(tree, parent, name, os.fstat(fd)), fd
+        opened.pop_all()
+    return _new_file(tree, parent, name, status), fd
 
 
 def create_special(
@@ -92,11 +95,11 @@ def _create(
     caller: Caller,
 ) -> FileNode:
     directory = prepare_name(tree, parent, name)
-    temporary = tree.work.new_name()
-    make(temporary)
-    _finish(tree, directory, temporary, mode, caller)
-    status = os.lstat(tree.work.path_of(temporary))
-    _show(tree, directory, temporary, name)
+    with tree.work.temporary() as temporary:
+        make(temporary)
+        _finish(tree, directory, temporary, mode, caller)
+        status = os.lstat(tree.work.path_of(temporary))
+        _show(tree, directory, temporary, name)
     return _new_file(tree, parent, name, status)
 
 
@@ -105,43 +108,40 @@ def create_directory(
 ) -> DirNode:
     """Make a directory; one that is made where one was deleted is opaque."""
     directory = prepare_name(tree, parent, name)
-    temporary = tree.work.new_name()
-    os.mkdir(temporary, 0o700, dir_fd=tree.work.fd)
-    whiteout = directory.lstat(name) is not None
-    try:
+    with tree.work.temporary() as temporary:
+        os.mkdir(temporary, 0o700, dir_fd=tree.work.fd)
+        path = tree.work.path_of(temporary)
+        whiteout = directory.lstat(name) is not None
         if whiteout or tree.shows_below(parent, name):
-            whiteouts.set_opaque(tree.marks, tree.work.path_of(temporary))
-    except BaseException:
-        tree.work.discard(temporary)
-        raise
-    _finish(tree, directory, temporary, stat.S_IFDIR | mode, caller)
-    status = os.lstat(tree.work.path_of(temporary))
+            whiteouts.set_opaque(tree.marks, path)
+        final = _finish(tree, directory, temporary, stat.S_IFDIR | mode, caller)
+        status = os.lstat(path)
+        if whiteout:
+            flags = syscalls.RENAME_EXCHANGE
+            syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)
+        else:
+            _show(tree, directory, temporary, name)
     if whiteout:
-        _exchange(tree, directory, temporary, name)
-    else:
-        _show(tree, directory, temporary, name)
+        tree.work.discard(temporary)
+    set_final_mode(tree, directory, name, final)
     return _new_directory(tree, parent, name, directory, status)
 
 
 def _finish(
     tree: MergedTree, directory: Directory, temporary: bytes, mode: int, caller: Caller
-) -> None:
-    """Give a temporary owner, mode and inherited ACLs; remove it if that fails."""
+) -> int:
+    """Give a temporary owner, mode and inherited ACLs; return the mode it is to have."""
     path = tree.work.path_of(temporary)
-    try:
-        parent = os.fstat(directory.fd())
-        inherits_group = parent.st_mode & stat.S_ISGID
-        gid = parent.st_gid if inherits_group else caller.gid
-        if inherits_group and stat.S_ISDIR(mode):
-            mode |= stat.S_ISGID
-        _set_owner(tree, path, caller.uid, gid)
-        if stat.S_ISLNK(mode):
-            return
+    parent = os.fstat(directory.fd())
+    inherits_group = parent.st_mode & stat.S_ISGID
+    gid = parent.st_gid if inherits_group else caller.gid
+    if inherits_group and stat.S_ISDIR(mode):
+        mode |= stat.S_ISGID
+    _set_owner(tree, path, caller.uid, gid)
+    if not stat.S_ISLNK(mode):
         mode = _inherit_acl(directory, path, mode, caller.umask)
-        os.chmod(path, stat.S_IMODE(mode))
-    except BaseException:
-        tree.work.discard(temporary)
-        raise
+        os.chmod(path, movable_mode(tree, mode))
+    return mode
 
 
 def _set_owner(tree: MergedTree, path: bytes, uid: int, gid: int) -> None:
@@ -169,20 +169,7 @@ def _inherit_acl(directory: Directory, path: bytes, mode: int, umask: int) -> in
 
 def _show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:
     """Move a complete temporary to *name*, over a whiteout if there is one."""
-    try:
-        os.rename(temporary, name, src_dir_fd=tree.work.fd, dst_dir_fd=directory.fd())
-    except BaseException:
-        tree.work.discard(temporary)
-        raise
-
-
-def _exchange(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:
-    """Swap a complete directory with the whiteout at *name*, which goes."""
-    flags = syscalls.RENAME_EXCHANGE
-    try:
-        syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)
-    finally:
-        tree.work.discard(temporary)
+    os.rename(temporary, name, src_dir_fd=tree.work.fd, dst_dir_fd=directory.fd())
 
 
 def _new_file(tree: MergedTree, parent: DirNode, name: bytes, status: os.stat_result) -> FileNode:
@@ -223,9 +210,9 @@ async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -
     record_count(tree, node)
     if node.lower is not None or node.index is not None:
         mark_impure(tree, directory)
-    temporary = tree.work.new_name()
-    with tree.object(node) as source:
-        os.link(source, temporary, dst_dir_fd=tree.work.fd, follow_symlinks=True)
-    _show(tree, directory, temporary, name)
+    with tree.work.temporary() as temporary:
+        with tree.object(node) as source:
+            os.link(source, temporary, dst_dir_fd=tree.work.fd, follow_symlinks=True)
+        _show(tree, directory, temporary, name)
     node.add_name(parent, name)
     _take_name(parent, name, node)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from unionfs.union.attributes import strip_set_ids
+from unionfs.union.attributes import set_size, strip_set_ids
 from unionfs.union.copyup import copy_up, open_lower, refuse_metacopy
 from unionfs.union.nodes import FileNode, OpenFile
 from unionfs.union.protect import APPEND, IMMUTABLE, protection
@@ -56,11 +56,12 @@ class OpenFiles:
         if writes or flags & os.O_TRUNC:
             self._tree.refuse_read_only()
             _refuse_protected(self._tree, node, flags)
+        if node.opened is None:
+            refuse_metacopy(self._tree, node)
         if flags & os.O_TRUNC:
             await copy_up(self._tree, node, size=0)
             strip_set_ids(self._tree, node)
-            with self._tree.object(node) as path:
-                os.truncate(path, 0)
+            set_size(self._tree, node, 0)
         if node.opened is None:
             node.opened = self._open_node(node, flags)
         elif writes and node.upper:
@@ -90,7 +91,6 @@ class OpenFiles:
             # An unprivileged daemon is bound by the mode of its own files.
             mode = flags & os.O_ACCMODE
             fd, writable = self._tree.open_object(node, mode), mode != os.O_RDONLY
-        refuse_metacopy(self._tree, fd)
         return OpenFile(fd, writable=writable)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:

@@ -16,20 +16,20 @@ from unionfs.layer import xattrs
 if TYPE_CHECKING:
     import os
 
-    from unionfs.layer.xattrs import Marks
+    from unionfs.layer.tree import Layer
 
 _FORM = re.compile(rb"([UL])([+-]\d+)")
 
 
 def read_extra_links(
-    marks: Marks, path: bytes, upper: os.stat_result, lower: os.stat_result | None
+    layer: Layer, path: bytes, upper: os.stat_result, lower: os.stat_result | None
 ) -> int:
     """Return by how many names the object at *path* has more than its own link count says.
 
     *upper* are its attributes, *lower* those of what it was copied from.
     """
     more_below = 0 if lower is None else lower.st_nlink - upper.st_nlink
-    value = marks.read(path, xattrs.NLINK)
+    value = layer.read_mark(path, xattrs.NLINK)
     match = None if value is None else _FORM.fullmatch(value)
     if match is None:
         return more_below
@@ -37,20 +37,20 @@ def read_extra_links(
     return int(difference) + (0 if base == b"U" else more_below)
 
 
-def record_links(marks: Marks, path: bytes, extra_links: int) -> None:
+def record_links(layer: Layer, path: bytes, extra_links: int) -> None:
     """Write the count down relative to the object's own: before both change."""
-    _write(marks, path, b"U%+d" % extra_links)
+    _write(layer, path, b"U%+d" % extra_links)
 
 
-def record_links_of_lower(marks: Marks, path: bytes, difference: int) -> None:
+def record_links_of_lower(layer: Layer, path: bytes, difference: int) -> None:
     """Write the count down relative to the lower object's: before its own changes alone."""
-    _write(marks, path, b"L%+d" % difference)
+    _write(layer, path, b"L%+d" % difference)
 
 
-def _write(marks: Marks, path: bytes, value: bytes) -> None:
+def _write(layer: Layer, path: bytes, value: bytes) -> None:
     try:
-        marks.write(path, xattrs.NLINK, value)
+        layer.write_mark(path, xattrs.NLINK, value)
     except PermissionError:
         # user.* marks cannot be on a symlink or device: the count lasts as long as the mount.
-        if not marks.user:
+        if not layer.marks.user:
             raise

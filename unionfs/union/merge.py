@@ -71,10 +71,9 @@ def find(
                 return Found(status, name, (directory,))
             break
         merged.append(Directory(directory.layer, directory, name))
-        redirect = _redirect(lowers, directory, name)
+        redirect, ends = _continues(lowers, directory, name, more=number < len(places))
         top = top or Found(status, name, (), redirect)
-        more = number < len(places) or redirect is not None
-        if not more or whiteouts.is_opaque(directory, name):
+        if ends:
             break
         if redirect is not None and redirect.startswith(b"/"):
             places, name = _lead(lowers, directory.layer.index, redirect, depth)
@@ -84,12 +83,24 @@ def find(
     return None if top is None else top._replace(places=tuple(merged))
 
 
-def _redirect(lowers: Sequence[Layer], directory: Directory, name: bytes) -> bytes | None:
-    """Return the redirect of a directory, ``None`` in the lowest layer: nothing is below."""
-    if directory.layer.index == len(lowers):
-        return None
-    path = xattrs.entry_path(directory.fd(), name)
-    return directory.layer.marks.read(path, xattrs.REDIRECT)
+def _continues(
+    lowers: Sequence[Layer], directory: Directory, name: bytes, *, more: bool
+) -> tuple[bytes | None, bool]:
+    """Return the redirect of a directory, and whether nothing below merges with it.
+
+    *more* says whether a place is left in which the walk could go on.
+    """
+    layer = directory.layer
+    if layer.index == len(lowers):
+        return None, True
+    try:
+        redirect = layer.read_mark(xattrs.entry_path(directory.fd(), name), xattrs.REDIRECT)
+        if not more and redirect is None:
+            return None, True
+        return redirect, whiteouts.is_opaque(directory, name)
+    except PermissionError:
+        # Marks that we may not read could be hiding things: show less, never what was deleted.
+        return None, True
 
 
 def _lead(

@@ -147,7 +147,9 @@ class DirNode(Node):
         return len(self.lowers) + (self.upper is not None) > 1
 
     def places(self) -> tuple[Directory, ...]:
-        """Return the directories to look into, topmost first."""
+        """Return the directories to look into, topmost first; none when it is removed."""
+        if self.removed:
+            return ()
         return self.lowers if self.upper is None else (self.upper, *self.lowers)
 
     def top(self) -> Directory:

@@ -17,6 +17,7 @@ from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
 from unionfs.union import attributes, create, remove
 from unionfs.union.files import OpenFiles
+from unionfs.union.indexed import remove_orphans
 from unionfs.union.listing import Listings
 from unionfs.union.nodes import Node
 from unionfs.union.rename import rename
@@ -29,6 +30,7 @@ class UnionFS:
     def __init__(self, stack: LayerStack, options: MountOptions) -> None:
         self.timeout = options.timeout
         self._tree = MergedTree(stack, options)
+        remove_orphans(self._tree)
         self._nodes = self._tree.nodes
         self._files = OpenFiles(self._tree)
         self._listings = Listings(self._tree)
@@ -144,7 +146,11 @@ class UnionFS:
         directory = self._nodes.directory(parent)
         node, fd = create.create_file(self._tree, directory, name, mode, caller)
         handle = self._files.adopt(node, fd, flags)
-        return self._entry(node), handle
+        try:
+            return self._entry(node), handle
+        except BaseException:
+            self._files.release(handle)
+            raise
 
     async def open(self, node: int, flags: int) -> int:
         return await self._files.open(self._nodes.file(node), flags)

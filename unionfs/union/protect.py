@@ -29,7 +29,8 @@ def protection(tree: MergedTree, node: Node) -> int:
     try:
         bits = syscalls.protected_attributes(fd)
         if node.in_upper:
-            letters = tree.marks.read(xattrs.fd_path(fd), xattrs.PROTATTR, follow=True) or b""
+            path = xattrs.fd_path(fd)
+            letters = tree.upper_layer.read_mark(path, xattrs.PROTATTR, follow=True) or b""
             bits |= (IMMUTABLE if b"i" in letters else 0) | (APPEND if b"a" in letters else 0)
         return bits
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls
 from unionfs.union import merge, whiteouts
-from unionfs.union.copyup import copy_up, copy_up_directory, counts_names, record_count, settled
+from unionfs.union.copydir import copy_up_directory
+from unionfs.union.copyup import copy_up, settled
+from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
@@ -126,7 +129,9 @@ def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) ->
             node.unpin()
         return
     if node.index is not None:
-        tree.work.forget_index(node.index)
+        with contextlib.suppress(OSError):
+            # The name is gone already; a stale entry leads from names that are hidden.
+            tree.work.forget_index(node.index)
         node.index = None
         node.extra_links = 0
     tree.nodes.gone(node)
@@ -139,7 +144,6 @@ def lose_directory(tree: MergedTree, node: DirNode, parent: DirNode, name: bytes
     parent.changed()
     for directory in node.places():
         directory.layer.descriptors.drop(directory)
-    node.upper = None
     node.lowers = ()
     node.changed()
     tree.nodes.gone(node)

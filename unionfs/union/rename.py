@@ -12,6 +12,7 @@ and that is looked up after the wait.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,14 +22,10 @@ from unionfs.layer import syscalls, xattrs
 from unionfs.layer.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from unionfs.layer.tree import Directory
 from unionfs.union import merge, whiteouts
-from unionfs.union.copyup import (
-    copy_up,
-    copy_up_directory,
-    counts_names,
-    mark_impure,
-    record_count,
-    settled,
-)
+from unionfs.union.copydir import copy_up_directory
+from unionfs.union.copymeta import copy_xattrs, mark_impure
+from unionfs.union.copyup import copy_up, settled
+from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
 from unionfs.union.remove import lose_directory, lose_name, take_away
@@ -143,7 +140,9 @@ def _rename_upper(
         # A directory cannot replace a whiteout, so they swap: it may well be needed there.
         syscalls.renameat2(old_fd, old[1], new_fd, new[1], RENAME_EXCHANGE)
         if not whiteout:
-            os.unlink(old[1], dir_fd=old_fd)
+            with contextlib.suppress(OSError):
+                # The rename is done; a whiteout that hides nothing does no harm.
+                os.unlink(old[1], dir_fd=old_fd)
         return
     if not whiteout:
         os.rename(old[1], new[1], src_dir_fd=old_fd, dst_dir_fd=new_fd)
@@ -181,12 +180,17 @@ def _clear(tree: MergedTree, node: DirNode, directory: Directory, name: bytes) -
     try:
         path = work.path_of(temporary)
         os.chown(path, status.st_uid, status.st_gid)
+        copy_xattrs(tree, xattrs.fd_path(node.upper.fd()), path)
         whiteouts.set_opaque(tree.marks, path)
         os.chmod(path, stat.S_IMODE(status.st_mode))
+        syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
         syscalls.renameat2(work.fd, temporary, directory.fd(), name, RENAME_EXCHANGE)
     finally:
         work.discard(temporary)
     directory.layer.descriptors.drop(node.upper)
+    node.lowers = ()  # what the whiteouts hid stays hidden, should the rename fail
+    node.redirect = None
+    node.changed()
 
 
 # Swapping two names
@@ -196,6 +200,8 @@ def _exchange(tree: MergedTree, old: _Place, new: _Place) -> None:
     source, target = tree.upper_of(old.parent), tree.upper_of(new.parent)
     assert old.node is not None
     assert new.node is not None
+    whiteouts.replace_whiteout_name(source, old.name)
+    whiteouts.replace_whiteout_name(target, new.name)
     _make_movable(tree, old, new)
     _make_movable(tree, new, old)
     syscalls.renameat2(source.fd(), old.name, target.fd(), new.name, RENAME_EXCHANGE)
@@ -213,8 +219,8 @@ def _make_movable(tree: MergedTree, old: _Place, new: _Place) -> None:
         if node.lowers:
             _set_redirect(tree, node, same_directory=old.parent is new.parent)
         elif tree.shows_below(new.parent, new.name):
-            upper = tree.upper_of(node)
-            tree.marks.write(xattrs.fd_path(upper.fd()), xattrs.OPAQUE, b"y", follow=True)
+            path = xattrs.fd_path(tree.upper_of(node).fd())
+            tree.upper_layer.write_mark(path, xattrs.OPAQUE, b"y", follow=True)
     has_origin = bool(node.lowers if isinstance(node, DirNode) else True)
     if has_origin and old.parent is not new.parent and tree.stack.lowers:
         mark_impure(tree, tree.upper_of(new.parent))
@@ -227,8 +233,8 @@ def _set_redirect(tree: MergedTree, node: DirNode, *, same_directory: bool) -> N
     redirect = node.name if same_directory else lower_path(node)
     if len(redirect) > _REDIRECT_MAX:
         fail(errno.EXDEV)
-    upper = tree.upper_of(node)
-    tree.marks.write(xattrs.fd_path(upper.fd()), xattrs.REDIRECT, redirect, follow=True)
+    path = xattrs.fd_path(tree.upper_of(node).fd())
+    tree.upper_layer.write_mark(path, xattrs.REDIRECT, redirect, follow=True)
     node.redirect = redirect
 
 

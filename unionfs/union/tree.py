@@ -205,7 +205,10 @@ class MergedTree:
         if not self.stack.lowers:
             return None, None
         upper = self.upper_of_any(parent)
-        origin = self.marks.read(xattrs.entry_path(upper.fd(), name), xattrs.ORIGIN)
+        try:
+            origin = upper.layer.read_mark(xattrs.entry_path(upper.fd(), name), xattrs.ORIGIN)
+        except PermissionError:
+            origin = None  # another's file: it can do without
         if origin is not None and not handles.is_valid(origin):
             origin = None
         below = None if origin is None else self.stack.decode(origin)
@@ -271,7 +274,7 @@ class MergedTree:
     def _extra_links(
         self, index: bytes, status: os.stat_result, lower: os.stat_result | None
     ) -> int:
-        return read_extra_links(self.marks, self.index_path(index), status, lower)
+        return read_extra_links(self.upper_layer, self.index_path(index), status, lower)
 
     def _find_copy(self, node: FileNode, lower: os.stat_result) -> None:
         """Let *node* be its copy, if another name of it was copied up before."""
@@ -300,6 +303,12 @@ class MergedTree:
         assert isinstance(node, DirNode)
         top = node.top()
         return (top.layer.root_fd, b".") if top.parent is None else (top.parent.fd(), top.name)
+
+    def layer_of(self, node: FileNode) -> Layer:
+        """Return the layer that has what *node* shows."""
+        layer = self.stack.upper if node.upper or node.lower is None else node.lower[0].layer
+        assert layer is not None
+        return layer
 
     def status(self, node: Node) -> os.stat_result:
         """Return the attributes of what *node* shows, as its layer has them."""

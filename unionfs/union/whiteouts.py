@@ -55,12 +55,17 @@ def has_whiteout_name(directory: Directory, name: bytes) -> bool:
 
 def is_opaque(directory: Directory, name: bytes) -> bool:
     """Say whether the directory *name* in *directory* hides what is below it."""
-    fd = directory.fd()
-    if directory.layer.marks.opaque(xattrs.entry_path(fd, name)) == b"y":
+    path = xattrs.entry_path(directory.fd(), name)
+    if directory.layer.is_opaque(path):
         return True
     try:
-        os.lstat(xattrs.entry_path(fd, name) + b"/" + _OPAQUE_NAME)
+        os.lstat(path + b"/" + _OPAQUE_NAME)
     except (FileNotFoundError, NotADirectoryError):
+        return has_whiteout_name(directory, name)
+    except PermissionError:
+        if directory.layer.index != 0:
+            raise
+        # Our own directory, which nobody may search: nothing was put into it like that.
         return has_whiteout_name(directory, name)
     return True
 
@@ -113,12 +118,16 @@ def _make_marked(directory: Directory, dirfd: int, name: bytes) -> None:
 
 
 def replace_whiteout_name(directory: Directory, name: bytes) -> None:
-    """Turn ``.wh.NAME`` into a whiteout at *name*, which a new object can replace.
+    """Turn ``.wh.NAME`` into a mark of another form, so that *name* can be replaced.
 
-    What is hidden stays hidden at every step.
+    What is hidden stays hidden at every step: a whiteout at *name* is made first, or a
+    directory that stands there is made opaque.
     """
     if not has_whiteout_name(directory, name):
         return
-    if directory.lstat(name) is None:
+    status = directory.lstat(name)
+    if status is None:
         make_whiteout(directory, name)
+    elif stat.S_ISDIR(status.st_mode):
+        set_opaque(directory.layer.marks, xattrs.entry_path(directory.fd(), name))
     os.unlink(PREFIX + name, dir_fd=directory.fd())

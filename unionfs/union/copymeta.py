@@ -1,0 +1,153 @@
+"""What a copy gets beside its data: owner, attributes, marks, times, and its place.
+
+The owner comes first, since chown takes setuid and capabilities away; the mode comes last,
+since a file that may not be written takes no ``user.*`` marks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from unionfs.layer import handles, syscalls, xattrs
+from unionfs.layer.tree import opened_up
+from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
+
+if TYPE_CHECKING:
+    from unionfs.layer.tree import Directory, Layer
+    from unionfs.union.tree import MergedTree
+
+#: Attributes that must arrive, whatever the upper file system says.
+_REQUIRED: Final = (ACL_ACCESS, ACL_DEFAULT)
+
+
+def copy_owner(tree: MergedTree, path: bytes, status: os.stat_result) -> None:
+    """Give *path* the owner; squashed owners stay the daemon's own on disk."""
+    own = os.lstat(path)
+    options = tree.options
+    uid = own.st_uid if options.squash_to_uid is not None else status.st_uid
+    gid = own.st_gid if options.squash_to_gid is not None else status.st_gid
+    if (uid, gid) == (own.st_uid, own.st_gid):
+        return
+    try:
+        os.chown(path, uid, gid, follow_symlinks=False)
+    except PermissionError:
+        tree.report_once(
+            "cannot give copies the owner %d:%d; mount as root, or with squash_to_uid= "
+            "and squash_to_gid=",
+            uid,
+            gid,
+        )
+        raise
+
+
+def copy_xattrs(tree: MergedTree, source: bytes, target: bytes) -> None:
+    """Copy all attributes but our marks; escaped ones of a nested overlay are not ours."""
+    for name in xattrs.names(source, follow=True):
+        if tree.marks.shown(name) is None:
+            continue
+        value = xattrs.read(source, name, follow=True)
+        if value is None:
+            continue
+        try:
+            xattrs.write(target, name, value)
+        except OSError as error:
+            optional = name not in _REQUIRED and not name.startswith(b"security.")
+            if error.errno != errno.EOPNOTSUPP or not optional:
+                raise
+
+
+def mark_origin(tree: MergedTree, path: bytes, layer: Layer, place: tuple[int, bytes]) -> None:
+    """Record on the copy at *path* which object of *layer* it was copied from."""
+    origin = handles.encode(*place, layer.uuid)
+    if origin is not None:
+        _write_mark(tree, path, xattrs.ORIGIN, origin)
+
+
+def _write_mark(
+    tree: MergedTree, path: bytes, mark: bytes, value: bytes, *, follow: bool = False
+) -> None:
+    """Set a mark that can be done without where it cannot be.
+
+    ``user.*`` marks cannot be on symlinks and devices, nor on another's sticky directory.
+    """
+    try:
+        tree.upper_layer.write_mark(path, mark, value, follow=follow)
+    except PermissionError:
+        if not tree.marks.user:
+            raise
+
+
+def mark_protected(tree: MergedTree, path: bytes, source: bytes) -> None:
+    """Record that the lower object is immutable or append-only: flags are not copied.
+
+    Only regular files and directories have such flags.
+    """
+    fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        bits = syscalls.protected_attributes(fd)
+    finally:
+        os.close(fd)
+    letters = (b"a" if bits & syscalls.STATX_ATTR_APPEND else b"") + (
+        b"i" if bits & syscalls.STATX_ATTR_IMMUTABLE else b""
+    )
+    if letters:
+        _write_mark(tree, path, xattrs.PROTATTR, letters)
+
+
+def movable_mode(tree: MergedTree, mode: int) -> int:
+    """Return the permissions that a temporary of this mode has until it is in place.
+
+    Moving a directory changes its ``..``, for which an unprivileged daemon needs to be
+    allowed to write to it.
+    """
+    needed = stat.S_IWUSR if tree.marks.user and stat.S_ISDIR(mode) else 0
+    return stat.S_IMODE(mode) | needed
+
+
+def set_final_mode(tree: MergedTree, directory: Directory, name: bytes, mode: int) -> None:
+    """Take back what ``movable_mode`` granted."""
+    if movable_mode(tree, mode) != stat.S_IMODE(mode):
+        with contextlib.suppress(OSError):  # it is in place already
+            os.chmod(xattrs.entry_path(directory.fd(), name), stat.S_IMODE(mode))
+
+
+def mark_impure(tree: MergedTree, directory: Directory) -> None:
+    """Mark an upper directory as one that holds entries with an origin."""
+    _write_mark(tree, xattrs.fd_path(directory.fd()), xattrs.IMPURE, b"y", follow=True)
+
+
+def move_into(tree: MergedTree, temporary: bytes, directory: Directory, name: bytes) -> None:
+    """Move a complete temporary to *name*; the directory's times show no change."""
+    mark_impure(tree, directory)
+    with unchanged_times(directory), writable(directory):
+        syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name)
+
+
+@contextlib.contextmanager
+def unchanged_times(directory: Directory) -> Iterator[None]:
+    """Give *directory* its times back after a change that users do not see.
+
+    The change itself is done by then, so that a failure here is nobody's failure: the
+    directory may be another's, and then its times are not ours to set.
+    """
+    status = os.fstat(directory.fd())
+    yield
+    with contextlib.suppress(OSError):
+        path = xattrs.fd_path(directory.fd())
+        syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def writable(directory: Directory) -> Iterator[None]:
+    """Let an unprivileged daemon add a copy to a directory that its user may not write to."""
+    path = xattrs.fd_path(directory.fd())
+    if os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        yield
+        return
+    with opened_up(path, 0o300, follow=True):
+        yield
