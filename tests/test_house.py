@@ -109,17 +109,22 @@ def test_sizes(path: Path) -> None:
             assert lines <= 60, f"{node.name} has {lines} lines"
 
 
+def public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    for node in tree.body:
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        if isinstance(node, kinds) and not node.name.startswith("_"):
+            yield node
+
+
 def test_modules_and_public_names_say_what_they_are() -> None:
     silent = []
     for path in FILES:
         tree = ast.parse(path.read_text())
         if ast.get_docstring(tree) is None:
             silent.append(module_name(path))
-        for node in tree.body:
-            if (
-                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-                and not node.name.startswith("_")
-                and ast.get_docstring(node) is None
-            ):
-                silent.append(f"{module_name(path)}.{node.name}")
+        silent += [
+            f"{module_name(path)}.{node.name}"
+            for node in public(tree)
+            if ast.get_docstring(node) is None
+        ]
     assert silent == []

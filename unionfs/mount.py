@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +51,7 @@ def check(options: MountOptions, target: bytes) -> None:
     """Raise what `mount` would raise about *options*, the layers and *target*; mount nothing."""
     options = _checked(options)
     _resolve_target(target)
-    # The mark of a volatile mount would stay behind, and there is none to be volatile.
-    LayerStack.open(replace(options, volatile=False)).close()
+    LayerStack.check(options)
 
 
 def _checked(options: MountOptions) -> MountOptions:

@@ -121,6 +121,7 @@ def test_story(pair: Make, story: str, often: bool) -> None:
     both.same_everywhere()
 
 
+@pytest.mark.usefixtures("ours_only")
 def test_long_redirect_paths(pair: Make) -> None:
     """The kernel writes no redirect of more than 256 bytes (EXDEV), but follows it."""
     names = [f"{index}-" + "n" * 100 for index in range(6)]

@@ -20,8 +20,13 @@ _ANY_ENDIAN: Final = 2
 _CPU_FLAGS: Final = _BIG_ENDIAN if sys.byteorder == "big" else 0
 
 
-def encode(dirfd: int, name: bytes, uuid: bytes) -> bytes | None:
-    """Return the origin of *name*, or ``None`` where the file system has no handles."""
+def encode(dirfd: int, name: bytes, uuid: bytes | None) -> bytes | None:
+    """Return the origin of *name*, or ``None`` where the file system has no handles.
+
+    *uuid* is the file system's, ``None`` where it would not tell it from others.
+    """
+    if uuid is None:
+        return None
     try:
         handle_type, handle = syscalls.name_to_handle(dirfd, name)
     except OSError:

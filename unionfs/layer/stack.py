@@ -56,7 +56,16 @@ class LayerStack:
         Raises ``LayerError`` for a layer that cannot be used and ``UsageError`` for
         options that make no stack; nothing is changed on disk then.
         """
-        return cls._open(options, writable=options.upperdir is not None and not options.read_only)
+        stack = cls._open(options)
+        if stack.work is not None:
+            with stack._undo_on_error():
+                stack._prepare(stack.work)
+        return stack
+
+    @classmethod
+    def check(cls, options: MountOptions) -> None:
+        """Raise what ``open`` would raise, and leave everything as it is."""
+        cls._open(options).close()
 
     @classmethod
     def inspect(cls, options: MountOptions) -> LayerStack:
@@ -73,7 +82,8 @@ class LayerStack:
         return stack
 
     @classmethod
-    def _open(cls, options: MountOptions, *, writable: bool) -> LayerStack:
+    def _open(cls, options: MountOptions) -> LayerStack:
+        writable = options.upperdir is not None and not options.read_only
         _check_counts(options, writable=writable)
         stack = cls(options)
         with stack._undo_on_error(), contextlib.ExitStack() as opening:
@@ -90,11 +100,10 @@ class LayerStack:
             if writers:
                 stack._open_writable(*writers, volatile=options.volatile)
             stack._take_lowers(lowers)
-            if stack.work is not None:
-                stack._prepare(stack.work)
         return stack
 
     def _take_lowers(self, lowers: list[_Opened]) -> None:
+        _forget_ambiguous_uuids(lowers)
         self.lowers = tuple(self._layer(i, one) for i, one in enumerate(lowers, start=1))
 
     def _prepare(self, work: WorkDirectory) -> None:
@@ -172,15 +181,17 @@ class LayerStack:
 
     def close(self) -> None:
         """Empty ``work/``, give up the locks and close every descriptor."""
-        if self.work is not None:
-            self.work.clean()
-        self._files.close()
+        try:
+            if self.work is not None:
+                self.work.clean()
+        finally:
+            self._files.close()
 
 
 class _Opened:
     """A directory given as an option, open by path as its caller meant it."""
 
-    def __init__(self, option: str, path: bytes, fd: int, uuid: bytes) -> None:
+    def __init__(self, option: str, path: bytes, fd: int, uuid: bytes | None) -> None:
         self.option = option
         self.path = path
         self.fd = fd
@@ -223,6 +234,19 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _forget_ambiguous_uuids(lowers: list[_Opened]) -> None:
+    """Do without the UUIDs that two file systems share: a handle would not tell them apart.
+
+    File systems without an identity share the null one, copies of an image their own.
+    """
+    devices: dict[bytes | None, set[int]] = {}
+    for one in lowers:
+        devices.setdefault(one.uuid, set()).add(one.stat.st_dev)
+    for one in lowers:
+        if len(devices[one.uuid]) > 1:
+            one.uuid = None
 
 
 def _check_counts(options: MountOptions, *, writable: bool) -> None:

@@ -45,7 +45,13 @@ _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _FICLONE: Final = 0x40049409
-_FS_IOC_GETFSUUID: Final = 0x80111500
+#: Requests for a file system's UUID: number, what to ask with, where the answer stands.
+_UUID_QUESTIONS: Final = (
+    (0x80111500, bytes(17), 1),  # FS_IOC_GETFSUUID
+    (0x8008662C, (16).to_bytes(4, sys.byteorder) + bytes(20), 8),  # EXT4_IOC_GETFSUUID
+    (0x80705864, bytes(112), 64),  # XFS_IOC_FSGEOMETRY_V1
+    (0x8400941F, bytes(1024), 16),  # BTRFS_IOC_FS_INFO
+)
 _MAX_HANDLE_SIZE: Final = 128
 
 
@@ -91,9 +97,7 @@ def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
     return _check(_syscall(_SYS_OPENAT2, dirfd, path, ctypes.byref(how), ctypes.sizeof(how)), path)
 
 
-def renameat2(
-    old_dirfd: int, old: bytes, new_dirfd: int, new: bytes, flags: int = RENAME_NOREPLACE
-) -> None:
+def renameat2(old_dirfd: int, old: bytes, new_dirfd: int, new: bytes, flags: int) -> None:
     """Rename with RENAME_* *flags* (renameat2(2))."""
     _check(_libc.renameat2(old_dirfd, old, new_dirfd, new, flags), old)
 
@@ -157,15 +161,17 @@ def clone_file(target_fd: int, source_fd: int) -> None:
 def file_system_uuid(fd: int) -> bytes:
     """Return the 16 bytes that overlayfs puts into an origin, zeros where there are none.
 
-    The ioctl is in Linux 6.9 and newer; an older kernel, or a file system without an
-    identity, leaves the zeros that overlayfs itself uses for one.
+    Linux 6.9 and newer tell them for every file system, older ones by the ioctls of ext4,
+    xfs and btrfs.
     """
-    buffer = bytearray(17)
-    try:
-        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, buffer)
-    except OSError:
-        return bytes(16)
-    return bytes(buffer[1:17]) if buffer[0] == 16 else bytes(16)
+    for request, question, offset in _UUID_QUESTIONS:
+        buffer = bytearray(question)
+        try:
+            fcntl.ioctl(fd, request, buffer)
+        except OSError:
+            continue
+        return bytes(buffer[offset : offset + 16])
+    return bytes(16)
 
 
 def protected_attributes(fd: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -26,17 +27,23 @@ _BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | sysc
 ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV))
 
 
+#: Directories of all layers that are kept open at most.
+_MOST_DIRECTORIES: Final = 1024
+
+
 class Descriptors:
     """Open directories, the most recently used ones.
 
-    A descriptor from ``Directory.fd`` stays open until *limit* other directories have
-    been used: use it at once, and not across an await.
+    A descriptor from ``Directory.fd`` stays open until many other directories have been
+    used: use it at once, and not across an await.
     """
 
     __slots__ = ("_limit", "_open")
 
-    def __init__(self, limit: int = 1024) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Most of what a process may open is for the files that users open.
+        self._limit = min(_MOST_DIRECTORIES, soft // 4)
         self._open: OrderedDict[Directory, int] = OrderedDict()
 
     def get(self, directory: Directory) -> int | None:
@@ -81,7 +88,7 @@ class Layer:
         *,
         isolated: bool,
         marks: Marks,
-        uuid: bytes,
+        uuid: bytes | None,
         descriptors: Descriptors,
     ) -> None:
         self.index = index
@@ -237,8 +244,17 @@ class Directory:
             if error.errno in ABSENT:
                 return
             raise
-        with os.scandir(path) as entries:
+        with self._scandir(path) as entries:
             yield from entries
+
+    def _scandir(self, path: bytes) -> os._ScandirIterator[bytes]:
+        try:
+            return os.scandir(path)
+        except PermissionError:
+            if self.layer.index != 0:
+                raise
+        with opened_up(path, stat.S_IRUSR | stat.S_IXUSR, follow=True):
+            return os.scandir(path)
 
 
 def _open(directory: Directory, parent_fd: int) -> int:

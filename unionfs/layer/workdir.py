@@ -24,6 +24,8 @@ _WORK: Final = b"work"
 _INDEX: Final = b"index"
 _INCOMPAT: Final = b"incompat"
 _VOLATILE: Final = b"volatile"
+#: A directory made beside ``work/`` for a moment, to see what the file system can hold.
+_PROBE: Final = b"#probe-"
 #: Index entries that only this mount understands: the lower's handle could not be had.
 TEMPORARY_INDEX: Final = b"#"
 
@@ -68,7 +70,7 @@ class WorkDirectory:
                 return self._incompatible()
 
     def _check_xattrs(self, upper: _Upper) -> None:
-        probe = b"#probe-%d" % os.getpid()
+        probe = _PROBE + b"%d" % os.getpid()
         try:
             os.mkdir(probe, 0o700, dir_fd=self._root_fd)
         except OSError as error:
@@ -112,6 +114,9 @@ class WorkDirectory:
         for name in _names(self.fd):
             if not (self.volatile and name == _INCOMPAT):
                 remove_tree(self.fd, name)
+        for name in _names(self._root_fd):
+            if name.startswith(_PROBE):
+                remove_tree(self._root_fd, name)
         for name in _names(self.index_fd):
             if name.startswith(TEMPORARY_INDEX):
                 remove_tree(self.index_fd, name)

@@ -125,7 +125,8 @@ def move_into(tree: MergedTree, temporary: bytes, directory: Directory, name: by
     """Move a complete temporary to *name*; the directory's times show no change."""
     mark_impure(tree, directory)
     with unchanged_times(directory), writable(directory):
-        syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name)
+        flags = syscalls.RENAME_NOREPLACE
+        syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)
 
 
 @contextlib.contextmanager

@@ -187,12 +187,7 @@ def _copy_metadata(tree: MergedTree, node: FileNode, path: bytes, status: os.sta
         mark_origin(tree, path, directory.layer, (directory.fd(), lower_name))
     if not stat.S_ISLNK(node.kind):
         os.chmod(path, stat.S_IMODE(status.st_mode))
-    _copy_times(path, status)
-
-
-def _copy_times(path: bytes, status: os.stat_result) -> None:
-    times = (status.st_atime_ns, status.st_mtime_ns)
-    os.utime(path, ns=times, follow_symlinks=False)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
 
 
 def _hand_over(node: FileNode, fd: int) -> None:

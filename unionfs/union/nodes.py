@@ -178,7 +178,7 @@ class FileNode(Node):
         self.index: bytes | None = None
         #: Whether a name that is known leads to the index only: it is linked at the next change.
         self.loose = False
-        #: Names that are still lower only, less the link of the index entry.
+        #: What the link count on disk must be corrected by, to count names that are lower.
         self.extra_links = 0
         self.opened: OpenFile | None = None
 

@@ -2,8 +2,9 @@
 
 Everything that is to move is copied up first. A directory that has lower layers gets a
 redirect mark, so that they are found from its new place; one that has none is made
-opaque where it would otherwise merge. What would show again at the old name is covered by
-RENAME_WHITEOUT, in the same step (the kernel's fs/overlayfs/dir.c, ovl_rename).
+opaque where it would otherwise merge. What would show again at the old name is covered in
+the same step: by RENAME_WHITEOUT, or by swapping with a whiteout that was at the new name
+(the kernel's fs/overlayfs/dir.c, ovl_rename).
 
 Waits while files are copied up. The kernel holds both directories locked for the length
 of a rename, so names in them do not change meanwhile; only where the parents lie may,
@@ -28,7 +29,7 @@ from unionfs.union.copyup import copy_up, settled
 from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
-from unionfs.union.remove import lose_directory, lose_name, take_away
+from unionfs.union.remove import lose_directory, lose_name
 from unionfs.union.tree import MergedTree, fail
 
 #: Longer redirects could not be followed by their path (limits.h, PATH_MAX).
@@ -54,7 +55,7 @@ async def rename(
     when ``redirect_dir=off``.
     """
     tree.refuse_read_only()
-    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
+    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
         fail(errno.EINVAL)
     if whiteouts.is_reserved(new_name):
         fail(errno.EPERM, new_name)
@@ -135,7 +136,8 @@ def _rename_upper(
     """Rename in the upper layer; what is at the new name is replaced, be it a whiteout."""
     old_fd, new_fd = old[0].fd(), new[0].fd()
     source, target = old[0].lstat(old[1]), new[0].lstat(new[1])
-    assert source is not None
+    if source is None:
+        fail(errno.ESTALE)  # a layer was changed below us
     if target is not None and stat.S_ISDIR(source.st_mode) > stat.S_ISDIR(target.st_mode):
         # A directory cannot replace a whiteout, so they swap: it may well be needed there.
         syscalls.renameat2(old_fd, old[1], new_fd, new[1], RENAME_EXCHANGE)
@@ -159,11 +161,22 @@ def _rename_without_whiteout(
     tree: MergedTree, old: tuple[Directory, bytes], new: tuple[Directory, bytes], *, replaces: bool
 ) -> None:
     """Do what RENAME_WHITEOUT does where the file system cannot: put a whiteout, then swap."""
-    temporary = whiteouts.prepare_whiteout(tree.work, old[0])
-    if replaces:
-        take_away(tree, new[0], new[1], whiteout=False)
-    os.rename(temporary, new[1], src_dir_fd=tree.work.fd, dst_dir_fd=new[0].fd())
-    syscalls.renameat2(old[0].fd(), old[1], new[0].fd(), new[1], RENAME_EXCHANGE)
+    work = tree.work
+    temporary = whiteouts.prepare_whiteout(work, old[0])
+    try:
+        if not replaces:
+            os.rename(temporary, new[1], src_dir_fd=work.fd, dst_dir_fd=new[0].fd())
+            syscalls.renameat2(old[0].fd(), old[1], new[0].fd(), new[1], RENAME_EXCHANGE)
+            return
+        # Between the two steps both objects are there, if under each other's names.
+        syscalls.renameat2(old[0].fd(), old[1], new[0].fd(), new[1], RENAME_EXCHANGE)
+        try:
+            syscalls.renameat2(work.fd, temporary, old[0].fd(), old[1], RENAME_EXCHANGE)
+        except BaseException:
+            syscalls.renameat2(old[0].fd(), old[1], new[0].fd(), new[1], RENAME_EXCHANGE)
+            raise
+    finally:
+        work.discard(temporary)
 
 
 def _clear(tree: MergedTree, node: DirNode, directory: Directory, name: bytes) -> None:

@@ -82,7 +82,7 @@ class MergedTree:
             fail(errno.EROFS)
 
     def upper_of(self, node: DirNode | None) -> Directory:
-        """Return the upper directory of *node*, which has been copied up."""
+        """Return the upper directory of *node*; ENOENT when there is none."""
         if node is None or node.upper is None:
             fail(errno.ENOENT)
         return node.upper
@@ -204,7 +204,7 @@ class MergedTree:
         """Return the origin mark of an upper object, and the lower object it came from."""
         if not self.stack.lowers:
             return None, None
-        upper = self.upper_of_any(parent)
+        upper = self.upper_of(parent)
         try:
             origin = upper.layer.read_mark(xattrs.entry_path(upper.fd(), name), xattrs.ORIGIN)
         except PermissionError:
@@ -218,12 +218,6 @@ class MergedTree:
             # the same path, if it is that one.
             below = self._same_path(parent, name, status, origin)
         return origin, below
-
-    def upper_of_any(self, node: DirNode) -> Directory:
-        """Return the upper directory of *node* in a union that may be read-only."""
-        if node.upper is None:
-            fail(errno.ENOENT)
-        return node.upper
 
     def _same_path(
         self, parent: DirNode, name: bytes, status: os.stat_result, origin: bytes | None
@@ -295,7 +289,7 @@ class MergedTree:
             if node.index is not None:
                 return self.work.index_fd, node.index
             if node.upper:
-                return self.upper_of_any(_parent(node)).fd(), node.name
+                return self.upper_of(_parent(node)).fd(), node.name
             if node.lower is None:
                 fail(errno.ESTALE)
             directory, name = node.lower
