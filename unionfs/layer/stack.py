@@ -57,9 +57,7 @@ class LayerStack:
         options that make no stack; nothing is changed on disk then.
         """
         stack = cls._open(options)
-        if stack.work is not None:
-            with stack._undo_on_error():
-                stack._prepare(stack.work)
+        stack.prepare()
         return stack
 
     @classmethod
@@ -106,12 +104,16 @@ class LayerStack:
         _forget_ambiguous_uuids(lowers)
         self.lowers = tuple(self._layer(i, one) for i, one in enumerate(lowers, start=1))
 
-    def _prepare(self, work: WorkDirectory) -> None:
-        try:
-            work.prepare()
-        except OSError as error:
-            reason = f"{os.fsdecode(error.filename or b'')}: {error.strerror}"
-            raise LayerError("workdir", work.path, reason) from error
+    def prepare(self) -> None:
+        """Make the work directory ready for changes, without what a killed daemon left there."""
+        if self.work is None:
+            return
+        with self._undo_on_error():
+            try:
+                self.work.prepare()
+            except OSError as error:
+                reason = f"{os.fsdecode(error.filename or b'')}: {error.strerror}"
+                raise LayerError("workdir", self.work.path, reason) from error
 
     def decode(self, origin: bytes) -> os.stat_result | None:
         """Return the attributes of the lower object that *origin* names, ``None`` without one."""
