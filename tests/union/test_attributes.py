@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import xattr
 
 from tests import build
 from tests.oracle import OLD, Pair
@@ -330,6 +331,17 @@ def test_xattrs(pair: Make, kind: str) -> None:
     both.same_everywhere()
     both.same(lambda root: list(_remove_some(root / "name")))
     both.same_everywhere()
+
+
+def test_xattrs_through_the_xattr_package(layers: Layers, union: Callable[..., Any]) -> None:
+    build.write(layers.lowers[0] / "file", "lower")
+    os.setxattr(layers.lowers[0] / "file", "user.old", b"old")
+    attributes = xattr.xattr(union().root / "file")
+    attributes["user.new"] = b"\0new\xff"
+    del attributes["user.old"]
+    assert dict(attributes) == {"user.new": b"\0new\xff"}
+    with pytest.raises(OSError, match="No data"):
+        attributes.get("user.old")
 
 
 def test_private_xattrs_are_not_shown(layers: Layers, union: Callable[..., Any]) -> None:

@@ -3,106 +3,22 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
-import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import build, system, tree
-from tests.mounts import REPOSITORY, Layers, UnionMount
+from tests import build, tree
+from tests.mounts import Layers, UnionMount
+from tests.ordinary import USER, as_user, become_user, own
 from tests.system import attempt, in_child
-from tests.watchdog import Watchdog
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("ours_only")]
-
-#: An ordinary user, and one that fusermount3 finds in /etc/passwd.
-USER = pwd.getpwnam("nobody").pw_uid
-
-
-@pytest.fixture
-def device() -> Iterator[None]:
-    """/dev/fuse open to everyone, as distributions have it."""
-    if shutil.which("fusermount3") is None:
-        pytest.skip("fusermount3 is not installed")
-    mode = os.stat("/dev/fuse").st_mode & 0o777
-    os.chmod("/dev/fuse", 0o666)
-    yield
-    os.chmod("/dev/fuse", mode)
-
-
-def own(layers: Layers) -> None:
-    """Give all layers to the user; what is in them too."""
-    directories = [*layers.lowers, layers.upper, layers.work, layers.merged]
-    command = ["chown", "-hR", f"{USER}:{USER}"]
-    subprocess.run([*command, *(each for each in directories if each)], check=True)
-
-
-def become_user() -> None:
-    os.setgroups([])
-    os.setgid(USER)
-    os.setuid(USER)
-    system.die_with_parent()
-
-
-@pytest.fixture
-def python(scratch: Path) -> dict[str, str]:
-    """This Python and the project where every user can reach them.
-
-    They may stand in somebody's home; bind mounts in our own mount namespace bring them here.
-    """
-    places = {
-        "python": Path(sys.base_prefix),
-        "packages": Path(sysconfig.get_path("purelib")),
-        "project": REPOSITORY,
-    }
-    for name, place in places.items():
-        (scratch / name).mkdir()
-        system.mount(place, scratch / name, None, system.MS_BIND)
-    inside = Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve())
-    return {
-        "PATH": f"{scratch / 'python' / inside.parent}:/usr/bin:/bin:/usr/sbin:/sbin",
-        "PYTHON": str(scratch / "python" / inside),
-        "PYTHONPATH": f"{scratch / 'project'}:{scratch / 'packages'}",
-        "LD_LIBRARY_PATH": str(scratch / "python" / "lib"),
-        "XDG_RUNTIME_DIR": str(scratch),
-    }
-
-
-@pytest.fixture
-def rootless(
-    device: None, layers: Layers, watchdog: Watchdog, mounts: Any, python: dict[str, str]
-) -> Callable[..., UnionMount]:
-    """Mounts `layers` as an ordinary user."""
-
-    def mount(options: str = "") -> UnionMount:
-        if (layers.upper or layers.base).stat().st_uid != USER:
-            own(layers)
-        mounted: UnionMount = mounts.add(
-            UnionMount(
-                layers,
-                watchdog,
-                options,
-                python=python["PYTHON"],
-                environment=python,
-                before_exec=become_user,
-            )
-        )
-        as_user(mounted.root.stat)  # answered once the daemon serves
-        return mounted
-
-    return mount
-
-
-def as_user(function: Callable[[], Any]) -> Any:
-    return in_child(function, uid=USER, gid=USER)
 
 
 def lower_of_kinds(layers: Layers) -> None:

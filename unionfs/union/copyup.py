@@ -60,8 +60,6 @@ async def copy_up(
         if node.loose:
             link_up(tree, node, going)
         return
-    if node.parent is not None and not node.removed:
-        copy_up_directory(tree, node.parent)
     node.copying = trio.Event()
     try:
         await _copy_up_file(tree, node, size, going)
@@ -75,6 +73,8 @@ async def _copy_up_file(
 ) -> None:
     name = tree.work.new_name()
     status = tree.status(node)
+    if node.parent is not None and status.st_nlink == 1 and not node.removed:
+        copy_up_directory(tree, node.parent)
     opened: int | None = None
     try:
         if stat.S_ISREG(node.kind):
