@@ -46,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Leave the host's mounts alone from here on."""
+    # A shell ignores it for what runs in the background; commands under test are to hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.geteuid() == 0:
         system.private_mount_namespace()
         if not any(CONNECTIONS.iterdir()) and not os.path.ismount(CONNECTIONS):

@@ -45,7 +45,7 @@ def _small_root(root: Path) -> None:
             system.mount(source, root / name, None, system.MS_BIND | system.MS_REC)
     for prefix in _prefixes():
         inside = root / prefix.relative_to("/")
-        inside.mkdir(parents=True)
+        inside.mkdir(parents=True, exist_ok=True)
         system.mount(prefix, inside, None, system.MS_BIND | system.MS_REC)
     for name in ("tmp", "run", "srv/data/deep", "upper", "work", "mnt", "srv/shm"):
         (root / name).mkdir(parents=True, exist_ok=True)
