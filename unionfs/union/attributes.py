@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from unionfs.fuse.interface import Changes
 from unionfs.layer import syscalls, xattrs
-from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
+from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
+from unionfs.union import copymeta
 from unionfs.union.copyup import copy_up, refuse_metacopy
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
@@ -32,10 +33,10 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
         fail(errno.EPERM)
     if changes.size is not None and isinstance(node, FileNode):
         refuse_metacopy(tree, node)
-    await copy_up(tree, node, size=changes.size)
+    has_size = await copy_up(tree, node, size=changes.size)
     with tree.object(node) as path:
-        if changes.size is not None:
-            _strip(tree, node, path)
+        if changes.size is not None and not has_size:
+            copymeta.strip_set_ids(path, tree.status(node).st_mode)
             set_size(tree, node, changes.size)
         if changes.uid is not None or changes.gid is not None or changes == Changes():
             _set_owner(tree, path, changes.uid, changes.gid)
@@ -83,23 +84,9 @@ def strip_set_ids(tree: MergedTree, node: FileNode) -> None:
     if opened is not None and not opened.may_strip:
         return
     with tree.object(node) as path:
-        _strip(tree, node, path)
+        copymeta.strip_set_ids(path, tree.status(node).st_mode)
     if opened is not None:
         opened.may_strip = False
-
-
-def _strip(tree: MergedTree, node: Node, path: bytes) -> None:
-    if not stat.S_ISREG(node.kind):
-        return
-    mode = stat.S_IMODE(tree.status(node).st_mode)
-    kept = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        # Without group execution the bit meant mandatory locking, and is kept.
-        kept &= ~stat.S_ISGID
-    if kept != mode:
-        os.chmod(path, kept)
-    if xattrs.read(path, CAPABILITY, follow=True) is not None:
-        xattrs.remove(path, CAPABILITY, follow=True)
 
 
 # Extended attributes

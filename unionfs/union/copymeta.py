@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs.layer import handles, syscalls, xattrs
 from unionfs.layer.tree import opened_up
-from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
+from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
 
 if TYPE_CHECKING:
     from unionfs.layer.tree import Directory, Layer
@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 
 #: Attributes that must arrive, whatever the upper file system says.
 _REQUIRED: Final = (ACL_ACCESS, ACL_DEFAULT)
+
+
+def strip_set_ids(path: bytes, mode: int) -> None:
+    """Take setuid, setgid and capabilities away from a regular file that has *mode*.
+
+    So does any write, truncation and change of owner (write(2), truncate(2), chown(2)).
+    """
+    kept = stat.S_IMODE(mode) & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        # Without group execution the bit meant mandatory locking, and is kept.
+        kept &= ~stat.S_ISGID
+    if kept != stat.S_IMODE(mode):
+        os.chmod(path, kept)
+    if xattrs.read(path, CAPABILITY, follow=True) is not None:
+        xattrs.remove(path, CAPABILITY, follow=True)
 
 
 def copy_owner(tree: MergedTree, path: bytes, status: os.stat_result) -> None:

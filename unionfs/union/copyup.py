@@ -19,10 +19,17 @@ from typing import Final
 
 import trio
 
-from unionfs.layer import xattrs
+from unionfs.layer import syscalls, xattrs
 from unionfs.layer.copydata import copy_data
 from unionfs.union.copydir import copy_up_directory
-from unionfs.union.copymeta import copy_owner, copy_xattrs, mark_origin, mark_protected, move_into
+from unionfs.union.copymeta import (
+    copy_owner,
+    copy_xattrs,
+    mark_origin,
+    mark_protected,
+    move_into,
+    strip_set_ids,
+)
 from unionfs.union.indexed import link_up, move_into_index
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.tree import MergedTree, fail
@@ -43,10 +50,12 @@ async def copy_up(
     *,
     size: int | None = None,
     going: tuple[DirNode, bytes] | None = None,
-) -> None:
+) -> bool:
     """Bring *node* into the upper layer, with all directories above it.
 
-    *size* is how much of a regular file's data is wanted, in bytes; ``None`` is all.
+    *size* is the size in bytes that a regular file is to get, so that no more is copied;
+    whether the copy has it already is returned: a truncation is complete before its one
+    rename, or is still to be done.
     *going* is the one name that matters where a name, not the object, is about to change.
     Raises EROFS in a read-only union, EPERM for an owner that cannot be set, and what
     the disk says (ENOSPC, EIO); the upper layer is unchanged then.
@@ -54,15 +63,15 @@ async def copy_up(
     await settled(node)
     if isinstance(node, DirNode):
         copy_up_directory(tree, node)
-        return
+        return False
     assert isinstance(node, FileNode)
     if node.upper:
         if node.loose:
             link_up(tree, node, going)
-        return
+        return False
     node.copying = trio.Event()
     try:
-        await _copy_up_file(tree, node, size, going)
+        return await _copy_up_file(tree, node, size, going)
     finally:
         node.copying.set()
         node.copying = None
@@ -70,11 +79,13 @@ async def copy_up(
 
 async def _copy_up_file(
     tree: MergedTree, node: FileNode, size: int | None, going: tuple[DirNode, bytes] | None
-) -> None:
+) -> bool:
     name = tree.work.new_name()
     status = tree.status(node)
     if node.parent is not None and status.st_nlink == 1 and not node.removed:
         copy_up_directory(tree, node.parent)
+    if status.st_nlink > 1:
+        size = None  # linking its names may still fail, and then nothing must be lost
     opened: int | None = None
     try:
         if stat.S_ISREG(node.kind):
@@ -97,6 +108,7 @@ async def _copy_up_file(
         tree.nodes.stands_for(node, real)
     if node.index is not None:
         link_up(tree, node, going)
+    return size is not None
 
 
 def _put_in_place(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:
@@ -150,7 +162,10 @@ async def _copy_regular(
                 copy_data(source, target, wanted)
             else:
                 await trio.to_thread.run_sync(copy_data, source, target, wanted)
-            _copy_metadata(tree, node, tree.work.path_of(name), status)
+            path = tree.work.path_of(name)
+            _copy_metadata(tree, node, path, status)
+            if size is not None:
+                _truncate_copy(target, path, size, status)
             if not tree.work.volatile:
                 await trio.to_thread.run_sync(os.fsync, target)
         except BaseException:
@@ -159,6 +174,14 @@ async def _copy_regular(
         return target
     finally:
         os.close(source)
+
+
+def _truncate_copy(target: int, path: bytes, size: int, status: os.stat_result) -> None:
+    """Do to a copy in the making what truncate(2) does: size, times and set-id bits."""
+    os.ftruncate(target, size)
+    os.utime(path)
+    syscalls.set_times(path, status.st_atime_ns, None)
+    strip_set_ids(path, status.st_mode)
 
 
 def _copy_special(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:

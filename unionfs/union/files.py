@@ -58,8 +58,7 @@ class OpenFiles:
             _refuse_protected(self._tree, node, flags)
         if node.opened is None:
             refuse_metacopy(self._tree, node)
-        if flags & os.O_TRUNC:
-            await copy_up(self._tree, node, size=0)
+        if flags & os.O_TRUNC and not await copy_up(self._tree, node, size=0):
             strip_set_ids(self._tree, node)
             set_size(self._tree, node, 0)
         if node.opened is None:
