@@ -92,23 +92,28 @@ class Listings:
                 above = node if position == 1 or node.parent is None else node.parent
                 yield DirectoryEntry(name, position, self._entry(above))
         for index in range(max(offset - _DOTS, 0), len(names)):
-            entry = self._look(node, names[index])
-            if entry is not _GONE:
+            child, entry = self._look(node, names[index])
+            if entry is _GONE:
+                continue
+            try:
                 yield DirectoryEntry(names[index], index + 1 + _DOTS, entry)
+            finally:
+                if child is not None and child.lookups == 0:
+                    self._tree.nodes.drop_unknown(child)  # the kernel did not take it
 
-    def _look(self, node: DirNode, name: bytes) -> Entry | None:
-        """Return the entry of *name*, ``_GONE``, or ``None`` for one that answers an error.
+    def _look(self, node: DirNode, name: bytes) -> tuple[Node | None, Entry | None]:
+        """Return *name*'s node and entry: ``_GONE``, or ``None`` for one that answers an error.
 
         A name that cannot be looked at is listed all the same: whoever asks for it gets
         the error, not whoever lists the directory.
         """
         try:
             child = None if node.removed else self._tree.child(node, name)
-            return _GONE if child is None else self._entry(child)
+            return child, _GONE if child is None else self._entry(child)
         except FileNotFoundError:
-            return _GONE
+            return None, _GONE
         except OSError:
-            return None
+            return None, None
 
     def _entry(self, node: Node) -> Entry:
         return Entry(node.ino, self._tree.attr(node))
