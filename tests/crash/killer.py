@@ -13,35 +13,11 @@ import signal
 import sys
 from typing import Any
 
+from tests.crash.changes import CHANGES
 from unionfs import cli
-from unionfs.layer import syscalls
 
 _KILL_AT = int(os.environ["UNIONFS_KILL_AT"])
 _PREFIX = os.environ["UNIONFS_KILL_FILES"]
-
-CHANGES = {
-    os: [
-        "chmod",
-        "chown",
-        "copy_file_range",
-        "fsync",
-        "ftruncate",
-        "link",
-        "mkdir",
-        "mknod",
-        "open",
-        "pwrite",
-        "removexattr",
-        "rename",
-        "rmdir",
-        "setxattr",
-        "symlink",
-        "truncate",
-        "unlink",
-        "utime",
-    ],
-    syscalls: ["clone_file", "renameat2", "set_times"],
-}
 
 
 class _Counter:

@@ -101,7 +101,6 @@ def run(world: World, sequence: list[Operation]) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @example(sequence=[("rename", "a", "z", 0), ("remount",), ("mkdir", "a"), ("swap",)])
-# A committed copy of a linked file is not the original's other name.
 @example(sequence=[("write", "e", b"x", 0), ("commit",)])
 @given(sequence=st.lists(operations, min_size=STEPS // 2, max_size=STEPS))
 def test_random_operations(world: World, sequence: list[Operation]) -> None:

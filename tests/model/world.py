@@ -246,10 +246,14 @@ class World:
     def _commit(self) -> None:
         """The upper becomes the topmost lower, as when an engine commits an image layer.
 
-        Links between it and what is below end with its index, so the plain copy is made again.
+        The index ends with the workdir, and with it the links of names that only it holds
+        together: the kernel leaves names to it that ours links at once. So all are linked first.
+        What is covered by then counts on as a link, so the plain copy is made again.
         """
         self._committed = True
         pair = self.pair
+        for root in self.roots():
+            _copy_up_links(root)
         pair.unmount()
         for layers in (pair.theirs_layers, pair.ours_layers):
             _commit_upper(layers)
@@ -270,6 +274,12 @@ class World:
             for layers in (pair.theirs_layers, pair.ours_layers):
                 layers.lower_may_change = False  # checked here for all sequences at once
             pair.unmount()
+
+
+def _copy_up_links(root: Path) -> None:
+    for name, entry in tree.snapshot(root).items():
+        if entry.kind != "directory" and entry.nlink > 1:
+            os.lchown(os.path.join(os.fsencode(root), name), entry.uid, entry.gid)
 
 
 def _commit_upper(layers: Layers) -> None:

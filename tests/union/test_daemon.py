@@ -166,3 +166,17 @@ def _client(root: Path, client: int) -> None:
         if index % 5 == 0:
             (mine / f"{index}").rename(root / "shared" / f"{client}-{index}")
         assert len(os.listdir(root / "shared")) >= 100
+
+
+def test_bug_is_an_error_of_one_request(layers: Layers, union: Mount) -> None:
+    """It is answered EIO and logged, and the mount lives on."""
+    (layers.lowers[0] / "link").symlink_to("file")
+    build.write(layers.lowers[0] / "file", "content")
+    mounted = union(program=("-m", "tests.union.faulty"))
+    for _ in range(3):
+        assert attempt(os.readlink, mounted.root / "link").error == "EIO"
+        assert (mounted.root / "file").read_text() == "content"
+    (mounted.root / "new").write_text("new")
+    assert mounted.end() == 0
+    assert "ZeroDivisionError: a bug" in mounted.log
+    assert "readlink failed" in mounted.log

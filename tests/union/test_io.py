@@ -314,9 +314,9 @@ def test_ten_thousand_files_open_at_once(layers: Layers, union: Mount) -> None:
     for index in range(10_000):
         (layers.lowers[0] / "d" / f"{index}").write_text(f"{index}")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 24_000:
+    if hard < 12_000:
         pytest.skip(f"the limit here is {hard} descriptors")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 24_000), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 12_000), hard))
     fds = []
     try:
         root = union(seconds=200.0).root

@@ -1,0 +1,1 @@
+"""One layer: its formats and calls."""
