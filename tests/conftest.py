@@ -63,7 +63,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Interrupt a test that waits for what never comes."""
-    seconds = SLOW_LIMIT if request.node.get_closest_marker("slow") else LIMIT
+    default = SLOW_LIMIT if request.node.get_closest_marker("slow") else LIMIT
+    seconds = int(os.environ.get("UNIONFS_TEST_LIMIT", default))
 
     def expire(_signal: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"the test took longer than {seconds} seconds")

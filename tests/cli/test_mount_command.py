@@ -14,6 +14,7 @@ import pytest
 from tests import tree
 from tests.cli.conftest import Command, wait_for_end
 from tests.mounts import device_minor
+from tests.ordinary import USER
 from unionfs import __version__
 from unionfs.fuse import mounting
 
@@ -391,13 +392,13 @@ def test_the_foreground_reports_like_the_background(command: Command) -> None:
 
 
 def _as_user(command: Command, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return command.run(*arguments, user=1234, group=1234, extra_groups=[], **more)
+    return command.run(*arguments, user=USER, group=USER, extra_groups=[], **more)
 
 
 @pytest.fixture
 def user_can_run(command: Command) -> Iterator[None]:
     """Make the layers an ordinary user's, or skip the test where that user can do nothing."""
-    subprocess.run(["chown", "-R", "1234:1234", command.base], check=True)
+    subprocess.run(["chown", "-R", f"{USER}:{USER}", command.base], check=True)
     try:
         _as_user(command, "--version")
     except (AssertionError, PermissionError):
@@ -417,7 +418,7 @@ def test_what_a_user_mounts(command: Command) -> None:
     assert {"nodev", "nosuid"} <= mount_flags(command.target)
     words = entry_of(command.target).super_options.split(",")
     assert "allow_other" not in words
-    assert "user_id=1234" in words
+    assert f"user_id={USER}" in words
     row = command.info()
     assert (row["state"], row["session"]) == ("live", "pyfuse3")
     done = _as_user(command, "umount", "m")
@@ -439,7 +440,7 @@ def test_a_user_may_let_in_others_where_the_machine_allows_it(command: Command) 
 def test_what_fusermount_says_is_the_one_line(command: Command) -> None:
     (command.base / "foreign").mkdir(mode=0o700)
     line = command.refuse(
-        "mount", "-o", OPTIONS, "foreign", status=32, user=1234, group=1234, extra_groups=[]
+        "mount", "-o", OPTIONS, "foreign", status=32, user=USER, group=USER, extra_groups=[]
     )
     assert line.startswith(f"{command.base}/foreign: ")
     assert "ermission denied" in line

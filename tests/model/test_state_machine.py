@@ -1,8 +1,8 @@
 """Random operations on our mount, on the kernel's overlayfs and on a plain directory.
 
-By hand, with other sequences each time:
-`UNIONFS_MODEL_EXAMPLES=2000 pytest tests/model`. The number in CI is bounded and its sequences
-are the same each time.
+The number in CI is bounded and its sequences are the same each time. By hand, with others each
+time: `UNIONFS_MODEL_EXAMPLES=2000 UNIONFS_TEST_LIMIT=7200 pytest -o faulthandler_timeout=0
+tests/model`.
 """
 
 from __future__ import annotations
