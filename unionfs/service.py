@@ -9,8 +9,6 @@ import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import trio
-
 from unionfs import daemon, registry
 from unionfs.errors import MountError
 from unionfs.fuse import mounting, open_session
@@ -19,7 +17,7 @@ from unionfs.options import format_options
 from unionfs.union.operations import UnionFS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from types import FrameType
 
     from unionfs.daemon import Ready
     from unionfs.fuse.interface import Session
@@ -105,38 +103,26 @@ class _Service:
         self._tell_ready = ready
         self._is_ready = False
         self._told_to_end = False
-        self._failure: Exception | None = None
         self._record: Record | None = None
 
     def run(self) -> None:
         """Serve until the mount is unmounted or a signal comes; then it is unmounted too."""
         try:
-            trio.run(self._serve)
+            for number in _ENDING:
+                signal.signal(number, self._end_on_signal)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+            self._session.serve(self._ready)
         finally:
             # After a crash the mount stays and answers ENOTCONN: an empty directory in its
             # place could be taken for the truth. A mount that nobody was told of goes.
             self._session.close(unmount=self._told_to_end or not self._is_ready)
-        if self._failure is not None:
-            raise self._failure
         if self._record is not None:
             registry.remove(self._record)
         if not self._is_ready and not self._told_to_end:
             raise MountError(f"{os.fsdecode(self._place)}: ended before it was ready")
 
-    async def _serve(self) -> None:
-        with trio.open_signal_receiver(*_ENDING) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_on_signal, signals)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-                try:
-                    await self._session.serve(self._ready)
-                except Exception as error:  # noqa: BLE001 - raised again by run, outside of trio
-                    self._failure = error
-                nursery.cancel_scope.cancel()
-
-    async def _end_on_signal(self, signals: AsyncIterator[int]) -> None:
-        async for _ in signals:
-            self._end()
+    def _end_on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._end()
 
     def _end(self) -> None:
         self._told_to_end = True

@@ -293,7 +293,7 @@ def test_a_daemon_that_dies_before_it_is_ready_leaves_no_mount(
 def test_nor_does_one_that_fails(command: Command) -> None:
     patch = (
         "from unionfs.fuse.libfuse import PyfuseSession\n"
-        "async def fail(*_): raise RuntimeError('what now')\n"
+        "def fail(*_): raise RuntimeError('what now')\n"
         "PyfuseSession.serve = fail"
     )
     done = command.run("mount", "-o", OPTIONS, "m", status=4, patch=patch)

@@ -5,6 +5,7 @@ It keeps the kernel's side of the bargain, so that what it has not given back ca
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 
 from tests.mounts import Layers
 from unionfs.fuse.interface import ROOT_ID, Caller, Changes, DirectoryEntry, Entry
+from unionfs.fuse.libfuse import on_trio
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
 from unionfs.union.operations import UnionFS
@@ -39,11 +41,24 @@ def opened(layers: Layers, **options: Any) -> Iterator[Client]:
     layers.check_work()
 
 
+class _OnTrio:
+    """The methods of a union, each run in the task that calls it."""
+
+    def __init__(self, fs: UnionFS) -> None:
+        self._fs = fs
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._fs, name)
+        if not inspect.iscoroutinefunction(member):
+            return member
+        return lambda *args, **kwargs: on_trio(member(*args, **kwargs))
+
+
 class Client:
     """Requests by path. What is looked up for a request is given back after it."""
 
     def __init__(self, fs: UnionFS) -> None:
-        self.fs = fs
+        self.fs: Any = _OnTrio(fs)
         self.counts: Counter[int] = Counter()
 
     def took(self, entry: Entry) -> int:
@@ -85,7 +100,8 @@ class Client:
 
     async def _lookup(self, path: str) -> Entry:
         async with self.place(path) as (parent, name):
-            return await self.fs.lookup(parent, name)
+            entry: Entry = await self.fs.lookup(parent, name)
+            return entry
 
     @asynccontextmanager
     async def place(self, path: str) -> AsyncIterator[tuple[int, bytes]]:
@@ -111,7 +127,7 @@ class Client:
 
     async def write(self, path: str, data: bytes, offset: int = 0) -> None:
         async with self.node(path) as node:
-            handle = await self.fs.open(node, os.O_RDWR)
+            handle = (await self.fs.open(node, os.O_RDWR)).handle
             try:
                 await self.fs.write(handle, offset, data)
             finally:
@@ -119,16 +135,17 @@ class Client:
 
     async def read(self, path: str) -> bytes:
         async with self.node(path) as node:
-            handle = await self.fs.open(node, os.O_RDONLY)
+            handle = (await self.fs.open(node, os.O_RDONLY)).handle
             try:
-                return await self.fs.read(handle, 0, 1 << 24)
+                data: bytes = await self.fs.read(handle, 0, 1 << 24)
+                return data
             finally:
                 await self.fs.release(handle)
 
     async def create(self, path: str, mode: int = 0o644) -> None:
         async with self.place(path) as (parent, name):
-            entry, handle = await self.fs.create(parent, name, mode, os.O_RDWR, CALLER)
-            await self.fs.release(handle)
+            entry, file = await self.fs.create(parent, name, mode, os.O_RDWR, CALLER)
+            await self.fs.release(file.handle)
             self.forget(self.took(entry))
 
     async def mkdir(self, path: str, mode: int = 0o755) -> None:

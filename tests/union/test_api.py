@@ -115,7 +115,7 @@ async def test_forgotten_number_is_stale(client: Client) -> None:
 
 async def test_removed_file_lives_while_open(client: Client) -> None:
     async with client.node("d/small") as node:
-        handle = await client.fs.open(node, os.O_RDWR)
+        handle = (await client.fs.open(node, os.O_RDWR)).handle
     await client.unlink("d/small")
     await client.fs.write(handle, 0, b"S")
     assert await client.fs.read(handle, 0, 100) == b"Small"
@@ -227,8 +227,8 @@ async def test_waiting_for_a_copy_that_fails(client: Client, gate: Gate) -> None
 
 async def test_readers_go_on_with_the_copy(client: Client) -> None:
     async with client.node("d/small") as node:
-        reader = await client.fs.open(node, os.O_RDONLY)
-        writer = await client.fs.open(node, os.O_WRONLY)
+        reader = (await client.fs.open(node, os.O_RDONLY)).handle
+        writer = (await client.fs.open(node, os.O_WRONLY)).handle
         await client.fs.write(writer, 0, b"BIG!!")
         assert await client.fs.read(reader, 0, 100) == b"BIG!!"
         await client.fs.setattr(node, Changes(size=2))
@@ -245,8 +245,8 @@ async def test_handles_that_are_not_open(client: Client) -> None:
 
 async def test_new_file_is_its_makers_from_the_first_moment(client: Client, layers: Layers) -> None:
     maker = CALLER._replace(uid=1234, gid=5678, umask=0o027)
-    entry, handle = await client.fs.create(ROOT_ID, b"new", 0o666, os.O_RDWR, maker)
-    await client.fs.release(handle)
+    entry, file = await client.fs.create(ROOT_ID, b"new", 0o666, os.O_RDWR, maker)
+    await client.fs.release(file.handle)
     assert (entry.attr.uid, entry.attr.gid, entry.attr.mode & 0o777) == (1234, 5678, 0o640)
     client.forget(client.took(entry))
     assert layers.upper is not None

@@ -61,6 +61,17 @@ class Caller(NamedTuple):
     umask: int = 0
 
 
+class Opened(NamedTuple):
+    """An open file: its *handle*, and the backing file that the kernel reads and writes itself.
+
+    *backing* is what ``Kernel.open_backing`` returned, 0 for a file whose data goes through
+    the page cache and the union.
+    """
+
+    handle: int
+    backing: int = 0
+
+
 @dataclass(slots=True)
 class Changes:
     """What setattr changes; ``None`` stays as it is."""
@@ -71,6 +82,8 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    keeps_set_ids: bool = False
+    """A truncation or a new owner leaves setuid and setgid: the caller has CAP_FSETID."""
 
 
 class Statfs(NamedTuple):
@@ -87,6 +100,19 @@ class Statfs(NamedTuple):
     namemax: int
 
 
+class Kernel(Protocol):
+    """What a session can do for a file system beside asking it."""
+
+    def open_backing(self, fd: int) -> int:
+        """Register the file *fd* for passthrough; OSError where that cannot be."""
+
+    def close_backing(self, backing: int) -> None:
+        """Give back what ``open_backing`` returned, after the last use in an ``Opened``."""
+
+    def attributes_changed(self, node: int) -> None:
+        """Let the kernel ask for the attributes of *node* again. Does not wait for it."""
+
+
 class FileSystem(Protocol):
     """A mounted union, asked by node number.
 
@@ -96,6 +122,9 @@ class FileSystem(Protocol):
     """
 
     timeout: float
+
+    def connect(self, kernel: Kernel) -> None:
+        """Learn who asks; called once, before the first request."""
 
     async def lookup(self, parent: int, name: bytes) -> Entry:
         """Find *name*; ENOENT when nothing shows."""
@@ -140,17 +169,53 @@ class FileSystem(Protocol):
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[Entry, int]:
-        """Make a regular file and open it: entry and file handle."""
+    ) -> tuple[Entry, Opened]:
+        """Make a regular file and open it."""
 
-    async def open(self, node: int, flags: int) -> int:
-        """Open a regular file; ``O_TRUNC`` in *flags* is obeyed. Returns a file handle."""
+    async def tmpfile(
+        self, parent: int, mode: int, flags: int, caller: Caller
+    ) -> tuple[Entry, Opened]:
+        """Make a regular file without a name, as O_TMPFILE does; ``link`` can give it one."""
+
+    async def open(self, node: int, flags: int) -> Opened:
+        """Open a regular file; ``O_TRUNC`` in *flags* is obeyed."""
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read up to *size* bytes, fewer only at the end."""
 
-    async def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write all of *data*, or raise."""
+    async def write(
+        self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
+    ) -> int:
+        """Write all of *data*, or raise. Takes setuid, setgid and capabilities away unless told."""
+
+    async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
+        """Reserve, punch, zero, collapse or insert a range, as far as the upper can."""
+
+    async def seek(self, handle: int, offset: int, whence: int) -> int:
+        """Return where data or a hole begins: SEEK_DATA and SEEK_HOLE; ENXIO beyond the end."""
+
+    async def copy_range(
+        self, source: int, source_offset: int, target: int, target_offset: int, length: int
+    ) -> int:
+        """Copy between two handles as copy_file_range(2); returns the number of bytes."""
+
+    async def get_flags(self, node: int) -> int:
+        """Return the FS_*_FL flags, ioctl_iflags(2); ENOTTY where the layer has none."""
+
+    async def set_flags(self, node: int, flags: int) -> None:
+        """Set the FS_*_FL flags; waits while the object is copied up."""
+
+    async def get_xflags(self, node: int) -> bytes:
+        """Return the ``struct fsxattr`` of FS_IOC_FSGETXATTR; ENOTTY where there is none."""
+
+    async def measure_verity(self, node: int, size: int) -> bytes:
+        """Return fs-verity's ``struct fsverity_digest`` of at most *size* bytes of digest."""
+
+    async def birth_time(self, node: int) -> int | None:
+        """Return when the object was made, in nanoseconds; ``None`` where that is not kept."""
+
+    async def syncfs(self) -> None:
+        """Bring all changes to the disk; nothing in a volatile union. EIO when one was lost."""
 
     async def release(self, handle: int) -> None:
         """Forget a file handle."""
@@ -194,13 +259,16 @@ class Session(Protocol):
     name: str
 
     def mount(self, target: str, options: Sequence[str]) -> None:
-        """Mount at *target*; raises ``MountError``. Before trio runs, after any fork."""
+        """Mount at *target*; raises ``MountError``. After any fork, before any thread."""
 
-    async def serve(self, ready: Callable[[], None]) -> None:
-        """Answer requests until unmounted; *ready* is called once INIT has been answered."""
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Answer requests until unmounted; *ready* is called once INIT has been answered.
+
+        Runs in the main thread, where signal handlers run too.
+        """
 
     def stop(self) -> None:
-        """Ask ``serve`` to return."""
+        """Ask ``serve`` to return; may be called by a signal handler."""
 
     def close(self, *, unmount: bool) -> None:
         """Release the connection, unmounting first if asked to."""

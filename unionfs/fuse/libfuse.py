@@ -8,16 +8,20 @@ mount in a process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import logging
+import math
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
 
 from unionfs.errors import MountError
-from unionfs.fuse.interface import Attr, Caller, Changes
+from unionfs.fuse.interface import Attr, Caller, Changes, Opened
+from unionfs.waiting import Blocking
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Entry, FileSystem
@@ -38,7 +42,7 @@ def _answered(
 
     async def answered(self: _Handlers, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return await handler(self, *args, **kwargs)
+            return await on_trio(handler(self, *args, **kwargs))
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
         except Exception as error:
@@ -48,6 +52,28 @@ def _answered(
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return answered
+
+
+async def on_trio(coroutine: Coroutine[Blocking, Any, _R]) -> _R:
+    """Run a request of the union's in a task of trio's, its blocking calls in threads."""
+    result: Any = None
+    failure: BaseException | None = None
+    while True:
+        try:
+            step = coroutine.send(result) if failure is None else coroutine.throw(failure)
+        except StopIteration as end:
+            return cast("_R", end.value)
+        try:
+            result = await trio.to_thread.run_sync(step.call, limiter=_unlimited())
+            failure = None
+        except BaseException as error:  # noqa: BLE001 - the request's own to handle
+            failure = error
+
+
+@functools.cache
+def _unlimited() -> trio.CapacityLimiter:
+    """Return what starts any number of threads: one may wait for the end of another."""
+    return trio.CapacityLimiter(math.inf)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
@@ -62,6 +88,9 @@ class PyfuseSession:
 
     def __init__(self, filesystem: FileSystem) -> None:
         self._handlers = _Handlers(filesystem)
+        self._trio: trio.lowlevel.TrioToken | None = None
+        self._stopping = False
+        filesystem.connect(_Pyfuse())
         logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
 
     def mount(self, target: str, options: Sequence[str]) -> None:
@@ -71,7 +100,13 @@ class PyfuseSession:
             # libfuse has told the reason on stderr, and tells it nowhere else.
             raise MountError(f"{target}: mounting through libfuse failed") from error
 
-    async def serve(self, ready: Callable[[], None]) -> None:
+    def serve(self, ready: Callable[[], None]) -> None:
+        trio.run(self._serve, ready)
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        self._trio = trio.lowlevel.current_trio_token()
+        if self._stopping:
+            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce, ready)
             try:
@@ -88,7 +123,10 @@ class PyfuseSession:
         ready()
 
     def stop(self) -> None:
-        pyfuse3.terminate()
+        self._stopping = True
+        if self._trio is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._trio.run_sync_soon(pyfuse3.terminate)
 
     def close(self, *, unmount: bool) -> None:
         pyfuse3.close(unmount=unmount)
@@ -103,6 +141,20 @@ def _flatten(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     for error in group.exceptions:
         found += _flatten(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
+
+
+class _Pyfuse:
+    """See ``fuse.interface.Kernel``: what of it pyfuse3 can reach."""
+
+    def open_backing(self, fd: int) -> int:
+        raise OSError(errno.EOPNOTSUPP, "passthrough", fd)
+
+    def close_backing(self, backing: int) -> None:
+        pass
+
+    def attributes_changed(self, node: int) -> None:
+        with contextlib.suppress(OSError):  # the kernel does not know the node any more
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(node), attr_only=True)
 
 
 class _Handlers(pyfuse3.Operations):
@@ -225,8 +277,8 @@ class _Handlers(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        entry, handle = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
-        return _file_info(handle), self._entry(entry)
+        entry, opened = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
+        return _file_info(opened), self._entry(entry)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
@@ -314,6 +366,6 @@ def _caller(ctx: Any) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
-def _file_info(handle: int) -> pyfuse3.FileInfo:
+def _file_info(opened: Opened) -> pyfuse3.FileInfo:
     # The union is the only writer of its layers, so pages stay good between two opens.
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(opened.handle), keep_cache=True)

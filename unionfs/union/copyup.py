@@ -15,9 +15,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from typing import Final
-
-import trio
 
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.copydata import copy_data
@@ -33,6 +32,7 @@ from unionfs.union.copymeta import (
 from unionfs.union.indexed import link_up, move_into_index
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
 #: Copies of up to this size (bytes) are made at once: a hop to a thread costs more.
 _SMALL: Final = 128 * 1024
@@ -41,7 +41,7 @@ _SMALL: Final = 128 * 1024
 async def settled(node: Node) -> None:
     """Wait until *node* is not being copied up."""
     while node.copying is not None:
-        await node.copying.wait()
+        await blocking(node.copying.wait)
 
 
 async def copy_up(
@@ -69,7 +69,7 @@ async def copy_up(
         if node.loose:
             link_up(tree, node, going)
         return False
-    node.copying = trio.Event()
+    node.copying = threading.Event()
     try:
         return await _copy_up_file(tree, node, size, going)
     finally:
@@ -161,13 +161,13 @@ async def _copy_regular(
             if wanted <= _SMALL:
                 copy_data(source, target, wanted)
             else:
-                await trio.to_thread.run_sync(copy_data, source, target, wanted)
+                await blocking(copy_data, source, target, wanted)
             path = tree.work.path_of(name)
             _copy_metadata(tree, node, path, status)
             if size is not None:
                 _truncate_copy(target, path, size, status)
             if not tree.work.volatile:
-                await trio.to_thread.run_sync(os.fsync, target)
+                await blocking(os.fsync, target)
         except BaseException:
             os.close(target)
             raise

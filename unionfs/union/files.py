@@ -11,13 +11,13 @@ import itertools
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-import trio
-
+from unionfs.fuse.interface import Opened
 from unionfs.union.attributes import set_size, strip_set_ids
 from unionfs.union.copyup import copy_up, open_lower, refuse_metacopy
 from unionfs.union.nodes import FileNode, OpenFile
 from unionfs.union.protect import APPEND, IMMUTABLE, protection
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ class OpenFiles:
             fail(errno.EBADF)
         return handle
 
-    async def open(self, node: FileNode, flags: int) -> int:
+    async def open(self, node: FileNode, flags: int) -> Opened:
         """Open *node*. Waits while it is copied up, which only ``O_TRUNC`` asks for.
 
         Raises EROFS, EPERM for protected files, and what the layer says.
@@ -67,17 +67,17 @@ class OpenFiles:
             make_writable(self._tree, node, node.opened)
         return self._add(node, flags)
 
-    def adopt(self, node: FileNode, fd: int, flags: int) -> int:
+    def adopt(self, node: FileNode, fd: int, flags: int) -> Opened:
         """Take over *fd*, on which a new file was made."""
         node.opened = OpenFile(fd, writable=True)
         return self._add(node, flags)
 
-    def _add(self, node: FileNode, flags: int) -> int:
+    def _add(self, node: FileNode, flags: int) -> Opened:
         assert node.opened is not None
         node.opened.users += 1
         number = next(self._numbers)
         self._handles[number] = FileHandle(node, flags)
-        return number
+        return Opened(number)
 
     def _open_node(self, node: FileNode, flags: int) -> OpenFile:
         if not node.upper:
@@ -92,7 +92,9 @@ class OpenFiles:
             fd, writable = self._tree.open_object(node, mode), mode != os.O_RDONLY
         return OpenFile(fd, writable=writable)
 
-    async def write(self, number: int, offset: int, data: bytes) -> int:
+    async def write(
+        self, number: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool
+    ) -> int:
         """Write all of *data* at *offset*. Waits while the file is copied up."""
         handle = self.get(number)
         node = handle.node
@@ -101,7 +103,8 @@ class OpenFiles:
         opened = _opened(node)
         if not opened.writable:
             make_writable(self._tree, node, opened)
-        strip_set_ids(self._tree, node)
+        if not keeps_set_ids:
+            strip_set_ids(self._tree, node)
         written = 0
         view = memoryview(data)
         while written < len(data):
@@ -112,7 +115,7 @@ class OpenFiles:
                     break  # what did arrive is reported; the next write meets the error
                 raise
         if handle.flags & _SYNCS and not self._tree.work.volatile:
-            await trio.to_thread.run_sync(os.fsync, opened.fd)
+            await blocking(os.fsync, opened.fd)
         return written
 
     def read(self, number: int, offset: int, size: int) -> bytes:
@@ -138,7 +141,7 @@ class OpenFiles:
         # A descriptor of its own: the file may be closed while the disk works.
         fd = os.dup(_opened(node).fd)
         try:
-            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, fd)
+            await blocking(os.fdatasync if data_only else os.fsync, fd)
         finally:
             os.close(fd)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 from typing import TYPE_CHECKING, Final
-
-import trio
 
 from unionfs.fuse.interface import Attr, DirectoryEntry, Entry
 from unionfs.union import merge
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ class Listings:
         for name in merge.list_names(node.places()):
             names.append(name)
             if len(names) % _BATCH == 0:
-                await trio.lowlevel.checkpoint()
+                await blocking(os.sched_yield)
         return names
 
     def _entries(self, node: DirNode, names: list[bytes], offset: int) -> Iterator[DirectoryEntry]:

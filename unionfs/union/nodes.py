@@ -17,9 +17,8 @@ import errno
 import itertools
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING, Final
-
-import trio
 
 from unionfs.fuse.interface import ROOT_ID
 
@@ -94,7 +93,7 @@ class Node:
         #: O_PATH descriptor of an object that no known name leads to, else -1.
         self.pinned = -1
         #: Set while the object is being copied up.
-        self.copying: trio.Event | None = None
+        self.copying: threading.Event | None = None
 
     @property
     def in_upper(self) -> bool:

@@ -10,9 +10,16 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 
-import trio
-
-from unionfs.fuse.interface import Attr, Caller, Changes, DirectoryEntry, Entry, Statfs
+from unionfs.fuse.interface import (
+    Attr,
+    Caller,
+    Changes,
+    DirectoryEntry,
+    Entry,
+    Kernel,
+    Opened,
+    Statfs,
+)
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
 from unionfs.union import attributes, create, remove
@@ -22,6 +29,7 @@ from unionfs.union.listing import Listings
 from unionfs.union.nodes import Node
 from unionfs.union.rename import rename
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
 
 class UnionFS:
@@ -34,6 +42,9 @@ class UnionFS:
         self._nodes = self._tree.nodes
         self._files = OpenFiles(self._tree)
         self._listings = Listings(self._tree)
+
+    def connect(self, kernel: Kernel) -> None:
+        self._tree.kernel = kernel
 
     # Nodes
 
@@ -142,24 +153,26 @@ class UnionFS:
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[Entry, int]:
+    ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         node, fd = create.create_file(self._tree, directory, name, mode, caller)
-        handle = self._files.adopt(node, fd, flags)
+        opened = self._files.adopt(node, fd, flags)
         try:
-            return self._entry(node), handle
+            return self._entry(node), opened
         except BaseException:
-            self._files.release(handle)
+            self._files.release(opened.handle)
             raise
 
-    async def open(self, node: int, flags: int) -> int:
+    async def open(self, node: int, flags: int) -> Opened:
         return await self._files.open(self._nodes.file(node), flags)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         return self._files.read(handle, offset, size)
 
-    async def write(self, handle: int, offset: int, data: bytes) -> int:
-        return await self._files.write(handle, offset, data)
+    async def write(
+        self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
+    ) -> int:
+        return await self._files.write(handle, offset, data, keeps_set_ids=keeps_set_ids)
 
     async def release(self, handle: int) -> None:
         self._nodes.drop_unknown(self._files.release(handle))
@@ -184,6 +197,6 @@ class UnionFS:
             return
         fd = self._tree.open_object(node, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, fd)
+            await blocking(os.fdatasync if data_only else os.fsync, fd)
         finally:
             os.close(fd)

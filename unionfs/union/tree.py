@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from unionfs.fuse.interface import ROOT_ID, Attr
+from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
 from unionfs.layer import handles, xattrs
 from unionfs.layer.tree import ABSENT
 from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
@@ -46,6 +46,7 @@ class MergedTree:
         self.options = options
         self.marks = stack.marks
         self.nodes = NodeTable(*self._root())
+        self.kernel: Kernel | None = None
         self._reported: set[str] = set()
 
     def _root(self) -> tuple[DirNode, Numbers]:
