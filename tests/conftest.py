@@ -40,8 +40,17 @@ Mount = Callable[..., Any]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--subject=kernel puts the kernel's overlayfs in our place: it proves the expectations."""
-    parser.addoption("--subject", choices=("unionfs", "kernel"), default="unionfs")
+    """Which file system is tested: the kernel's overlayfs proves the expectations."""
+    parser.addoption(
+        "--subject",
+        action="append",
+        choices=("device", "pyfuse3", "kernel"),
+        help="our sessions (the default: both, one after the other) or the kernel's overlayfs",
+    )
+
+
+def _subjects(config: pytest.Config) -> list[str]:
+    return config.getoption("--subject") or ["device", "pyfuse3"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +61,16 @@ def pytest_configure(config: pytest.Config) -> None:
         system.private_mount_namespace()
         if not any(CONNECTIONS.iterdir()) and not os.path.ismount(CONNECTIONS):
             system.mount("none", CONNECTIONS, "fusectl")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give what mounts a union every subject in turn."""
+    if "subject" not in metafunc.fixturenames:
+        return
+    subjects = _subjects(metafunc.config)
+    if metafunc.definition.get_closest_marker("device_session"):
+        subjects = [name for name in subjects if name != "pyfuse3"]
+    metafunc.parametrize("subject", subjects, indirect=True, scope="session")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -160,21 +179,24 @@ def mounts() -> Iterator[_Mounts]:
 def subject(request: pytest.FixtureRequest, watchdog: Watchdog) -> Subject:
     """Mounts what is under test: subject(layers, "option,option", ...)."""
 
+    name: str = request.param
+
     def ours(layers: Layers, options: str = "", **arguments: Any) -> Mounted:
-        return UnionMount(layers, watchdog, options, **arguments)
+        chosen = f"session={name},{options}".rstrip(",")
+        return UnionMount(layers, watchdog, chosen, **arguments)
 
     def kernels(layers: Layers, options: str = "", **_arguments: Any) -> Mounted:
         if options not in ("", "volatile"):
             pytest.skip(f"overlayfs has no {options}")
         return KernelMount(layers, f"{KERNEL_OPTIONS},{options}".rstrip(","))
 
-    return kernels if request.config.getoption("--subject") == "kernel" else ours
+    return kernels if name == "kernel" else ours
 
 
 @pytest.fixture
 def ours_only(request: pytest.FixtureRequest) -> None:
     """For tests of what only our daemon has."""
-    if request.config.getoption("--subject") == "kernel":
+    if _subjects(request.config) == ["kernel"]:
         pytest.skip("not of the kernel's overlayfs")
 
 

@@ -41,7 +41,7 @@ def mount(options: MountOptions, target: bytes, *, foreground: bool) -> None:
         return
     before = {entry.mount_id for entry in mounting.unions() if entry.target == place}
     try:
-        daemon.start(lambda ready: _serve(options, place, ready), keep=_device_of(place))
+        daemon.start(lambda ready: _serve(options, place, ready), keep=mounting.device_of(place))
     except (UnionError, KeyboardInterrupt):
         _clear(place, before)
         raise
@@ -72,7 +72,7 @@ def _checked(options: MountOptions) -> MountOptions:
 
 def _resolve_target(target: bytes) -> bytes:
     """Return the absolute path of *target*, which must be a directory to mount on."""
-    if _device_of(target) is not None:
+    if mounting.device_of(target) is not None:
         return target
     try:
         place = mounting.resolve(target)
@@ -84,12 +84,6 @@ def _resolve_target(target: bytes) -> bytes:
     if not is_directory:
         raise MountError(f"{os.fsdecode(target)}: not a directory")
     return place
-
-
-def _device_of(target: bytes) -> int | None:
-    """Return the /dev/fuse that mount.fuse3 has opened and mounted and gives as *target*."""
-    number = target.removeprefix(b"/dev/fd/")
-    return int(number) if number != target and number.isdigit() else None
 
 
 def _clear(place: bytes, before: set[int]) -> None:

@@ -46,6 +46,16 @@ class MountOptions:
     squash_to_gid: int | None = None
     timeout: float = 86400.0
     """How long the kernel may keep entries and attributes, in seconds."""
+    entry_timeout: float | None = None
+    """The same for names alone; ``None`` is *timeout*."""
+    negative_timeout: float | None = None
+    """The same for names that are not there."""
+    attr_timeout: float | None = None
+    """The same for attributes."""
+    passthrough: str = "auto"
+    """Which files the kernel reads and writes without us: ``auto``, ``on`` or ``off``."""
+    placement: str = "auto"
+    """On which CPUs requests are taken: ``auto``, ``spread`` or ``off``."""
     session: str = "auto"
     debug: bool = False
     fsname: str = "unionfs"
@@ -220,6 +230,15 @@ def _timeout(reader: _Reader, key: str, value: str) -> None:
     reader.fields[key] = seconds
 
 
+def _choice(*choices: str) -> Callable[[_Reader, str, str], None]:
+    def read(reader: _Reader, key: str, value: str) -> None:
+        if value not in choices:
+            raise UsageError(f"{key}={value}: {key} is {', '.join(choices[:-1])} or {choices[-1]}")
+        reader.fields[key] = value
+
+    return read
+
+
 def _set(name: str, value: Any = True) -> Callable[[_Reader], None]:
     return lambda reader: reader.fields.__setitem__(name, value)
 
@@ -241,6 +260,11 @@ _VALUED: dict[str, Callable[[_Reader, str, str], None]] = {
     "squash_to_uid": _owner,
     "squash_to_gid": _owner,
     "timeout": _timeout,
+    "entry_timeout": _timeout,
+    "negative_timeout": _timeout,
+    "attr_timeout": _timeout,
+    "passthrough": _choice("auto", "on", "off"),
+    "placement": _choice("auto", "spread", "off"),
     "session": _text,
     "fsname": _text,
 }
@@ -281,7 +305,7 @@ def format_options(options: MountOptions) -> str:
     for key in ("squash_to_uid", "squash_to_gid"):
         if getattr(options, key) is not None:
             parts.append(f"{key}={getattr(options, key)}")
-    for key in ("timeout", "session", "fsname"):
+    for key in _TOLD_IF_CHANGED:
         value = getattr(options, key)
         if value != getattr(_DEFAULTS, key):
             parts.append(f"{key}={optstring.escape(str(value))}")
@@ -289,6 +313,16 @@ def format_options(options: MountOptions) -> str:
 
 
 _DEFAULTS = MountOptions()
+_TOLD_IF_CHANGED = (
+    "timeout",
+    "entry_timeout",
+    "negative_timeout",
+    "attr_timeout",
+    "passthrough",
+    "placement",
+    "session",
+    "fsname",
+)
 
 
 def require_layers(options: MountOptions) -> None:

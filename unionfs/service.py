@@ -41,42 +41,11 @@ def serve(options: MountOptions, place: bytes, ready: Ready) -> None:
     with contextlib.closing(LayerStack.open(options)) as stack:
         # Before the daemon leaves the directory that relative paths start from.
         shown = _with_absolute_layers(options)
-        session = open_session(options.session, UnionFS(stack, options))
+        session = open_session(options, UnionFS(stack, options))
         # From the mount on a signal must find the loop that unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        _mount(session, place, options)
+        session.mount(place, options.fsname, options.fuse_options)
         _Service(session, place, shown, ready).run()
-
-
-def _mount(session: Session, place: bytes, options: MountOptions) -> None:
-    """Mount on *place*; what libfuse and fusermount3 say on stderr becomes the reason."""
-    said = os.memfd_create("stderr")
-    stderr = os.dup(2)
-    os.dup2(said, 2)
-    try:
-        session.mount(os.fsdecode(place), _mount_words(options))
-    except MountError as error:
-        lines = _content(said).decode(errors="replace").split("\n")
-        reasons = [line.strip() for line in lines if line.strip()]
-        raise MountError(
-            f"{os.fsdecode(place)}: {reasons[-1]}" if reasons else str(error)
-        ) from error
-    else:
-        os.write(stderr, _content(said))
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(said)
-
-
-def _content(file: int) -> bytes:
-    return os.pread(file, os.fstat(file).st_size, 0)
-
-
-def _mount_words(options: MountOptions) -> list[str]:
-    # libfuse takes a comma for the end of an option unless it is escaped.
-    source = options.fsname.replace("\\", "\\\\").replace(",", "\\,")
-    return [*options.fuse_options, f"fsname={source}", "subtype=unionfs"]
 
 
 def _with_absolute_layers(options: MountOptions) -> MountOptions:

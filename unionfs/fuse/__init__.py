@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from unionfs.errors import UsageError
-
 if TYPE_CHECKING:
     from unionfs.fuse.interface import FileSystem, Session
+    from unionfs.options import MountOptions
 
-SESSION_NAMES: Final = ("auto", "pyfuse3")
+SESSION_NAMES: Final = ("auto", "device", "pyfuse3")
 
 
-def open_session(name: str, filesystem: FileSystem) -> Session:
-    """Return the session called *name*; ``auto`` is the fastest that works here."""
-    if name not in SESSION_NAMES:
-        raise UsageError(f"session={name}: not available; choose one of {', '.join(SESSION_NAMES)}")
-    # Imported late: whoever only prints a version must not load pyfuse3 and trio.
-    from unionfs.fuse.libfuse import PyfuseSession
+def open_session(options: MountOptions, filesystem: FileSystem) -> Session:
+    """Return the session that *options* name; ``auto`` is the direct one."""
+    if options.session == "pyfuse3":
+        from unionfs.fuse.libfuse import PyfuseSession
 
-    return PyfuseSession(filesystem)
+        return PyfuseSession(filesystem)
+    from unionfs.fuse.device import DeviceSession
+
+    return DeviceSession(filesystem, options)

@@ -258,8 +258,11 @@ class Session(Protocol):
 
     name: str
 
-    def mount(self, target: str, options: Sequence[str]) -> None:
-        """Mount at *target*; raises ``MountError``. After any fork, before any thread."""
+    def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
+        """Mount on *target*, with option *words* as mount(8) spells them. Raises ``MountError``.
+
+        After any fork, before any thread.
+        """
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Answer requests until unmounted; *ready* is called once INIT has been answered.

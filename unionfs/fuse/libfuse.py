@@ -13,7 +13,9 @@ import errno
 import functools
 import logging
 import math
-from collections.abc import Callable, Coroutine, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -93,12 +95,18 @@ class PyfuseSession:
         filesystem.connect(_Pyfuse())
         logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
 
-    def mount(self, target: str, options: Sequence[str]) -> None:
-        try:
-            pyfuse3.init(self._handlers, target, set(options))
-        except (RuntimeError, UnicodeEncodeError) as error:
-            # libfuse has told the reason on stderr, and tells it nowhere else.
-            raise MountError(f"{target}: mounting through libfuse failed") from error
+    def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
+        # libfuse takes a comma for the end of an option unless it is escaped.
+        escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+        options = {*words, f"fsname={escaped}", "subtype=unionfs"}
+        shown = os.fsdecode(target)
+        with _stderr_kept() as said:
+            try:
+                pyfuse3.init(self._handlers, shown, options)
+            except (RuntimeError, UnicodeEncodeError) as error:
+                reasons = [line.strip() for line in said().splitlines() if line.strip()]
+                reason = reasons[-1] if reasons else "mounting through libfuse failed"
+                raise MountError(f"{shown}: {reason}") from error
 
     def serve(self, ready: Callable[[], None]) -> None:
         trio.run(self._serve, ready)
@@ -130,6 +138,25 @@ class PyfuseSession:
 
     def close(self, *, unmount: bool) -> None:
         pyfuse3.close(unmount=unmount)
+
+
+@contextlib.contextmanager
+def _stderr_kept() -> Iterator[Callable[[], str]]:
+    """Catch what libfuse and fusermount3 say on stderr, where alone they tell reasons.
+
+    Yields what returns the text so far; without an exception it is passed on at the end.
+    """
+    with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2), "wb") as stderr:
+
+        def said() -> bytes:
+            return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: said().decode(errors="replace")
+            stderr.write(said())
+        finally:
+            os.dup2(stderr.fileno(), 2)
 
 
 def _is_disconnect(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Mounts as the kernel knows them: /proc/self/mountinfo, unmounting, mount namespaces.
+"""Mounts as the kernel knows them: mounting, /proc/self/mountinfo, unmounting, namespaces.
 
 Nothing here touches the inside of a mount, so that all of it works on a mount whose
 daemon died and may be called by the daemon itself.
@@ -6,12 +6,15 @@ daemon died and may be called by the daemon itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import re
 import shutil
+import socket
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unionfs.errors import MountError
@@ -23,6 +26,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS = 0x20000
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+
+#: mount(2)'s flags by mount(8)'s words; those that are its defaults have none.
+_MOUNT_FLAGS = {
+    "ro": 0x1,
+    "nosuid": 0x2,
+    "nodev": 0x4,
+    "noexec": 0x8,
+    "sync": 0x10,
+    "dirsync": 0x80,
+    "noatime": 0x400,
+}
+#: Words that are the FUSE file system's own.
+_FUSE_WORDS = ("default_permissions", "allow_other")
+_DEVICE = "/dev/fuse"
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -99,6 +116,102 @@ def resolve(path: bytes) -> bytes:
         os.close(descriptor)
 
 
+def mount(target: bytes, source: str, words: Sequence[str]) -> int:
+    """Mount a FUSE file system of our type on *target*; return its /dev/fuse descriptor.
+
+    mount(2) where that is allowed, else fusermount3. *words* are options as mount(8) spells
+    them. Raises `MountError`.
+    """
+    if os.geteuid() != 0:
+        return _mount_by_program(target, source, words)
+    fd = _open_device()
+    try:
+        _mount_here(target, source, words, fd)
+    except PermissionError:
+        os.close(fd)  # root of a user namespace, say, that owns no mounts
+        return _mount_by_program(target, source, words)
+    except OSError as error:
+        os.close(fd)
+        raise MountError(f"{os.fsdecode(target)}: {error.strerror}") from error
+    return fd
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "; is the kernel module fuse loaded?" if error.errno != errno.EACCES else ""
+        raise MountError(f"{_DEVICE}: {error.strerror}{hint}") from error
+
+
+def _mount_here(target: bytes, source: str, words: Sequence[str], fd: int) -> None:
+    flags = 0
+    data = [f"fd={fd}", "rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
+    for word in words:
+        if word in _MOUNT_FLAGS:
+            flags |= _MOUNT_FLAGS[word]
+        elif word in _FUSE_WORDS:
+            data.append(word)
+    text = ",".join(data).encode()
+    if _libc.mount(os.fsencode(source), target, FSTYPE.encode(), flags, text) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
+
+
+def _mount_by_program(target: bytes, source: str, words: Sequence[str]) -> int:
+    """Let the set-uid fusermount3 mount; it sends the descriptor through a socket."""
+    program = _fusermount()
+    if program is None:
+        raise MountError(f"{os.fsdecode(target)}: mounting needs root, or fusermount3 in PATH")
+    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    options = ",".join([*words, f"fsname={escaped}", "subtype=unionfs"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            [program, "-o", options, "--", target],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_DONTWAIT)
+            if descriptors:
+                os.set_inheritable(descriptors[0], False)
+                return descriptors[0]
+    raise MountError(f"{os.fsdecode(target)}: {_last_line(done.stderr, program)}")
+
+
+def _fusermount() -> str | None:
+    return shutil.which("fusermount3") or shutil.which("fusermount")
+
+
+def _last_line(stderr: bytes, program: str) -> str:
+    """Return why *program* failed: the end of its last line, after what it repeats."""
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1].rsplit(": ", 1)[-1] if lines else f"{program} failed"
+
+
+def device_of(target: bytes) -> int | None:
+    """Return the /dev/fuse that a caller has mounted already and gives as ``/dev/fd/N``."""
+    number = target.removeprefix(b"/dev/fd/")
+    return int(number) if number != target and number.isdigit() else None
+
+
+def minor_of(target: bytes) -> int | None:
+    """Return the minor device number of the mount on *target*, ``None`` without one."""
+    entry = mount_at(target)
+    return None if entry is None else int(entry.device.partition(":")[2])
+
+
+def unmount_own(target: bytes) -> None:
+    """Detach our own mount from *target*, if it is still what is topmost there."""
+    entry = mount_at(target)
+    if entry is not None and entry.kind == FSTYPE:
+        with contextlib.suppress(MountError):
+            unmount(target, lazy=True)
+
+
 def unmount(target: bytes, *, lazy: bool = False) -> None:
     """Unmount what is topmost on *target*; *lazy* detaches it from users that it still has.
 
@@ -110,15 +223,13 @@ def unmount(target: bytes, *, lazy: bool = False) -> None:
     code = ctypes.get_errno()
     if code != errno.EPERM:
         raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}")
-    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    program = _fusermount()
     if program is None:
         raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}, and no fusermount3 in PATH")
     command = [program, "-u", *(["-z"] if lazy else []), "--", os.fsdecode(target)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"{program} failed"
-        raise MountError(f"{os.fsdecode(target)}: {reason.rsplit(': ', 1)[-1]}")
+        raise MountError(f"{os.fsdecode(target)}: {_last_line(done.stderr, program)}")
 
 
 def enter_namespace(name: str) -> None:

@@ -136,7 +136,13 @@ def _check_flags(path: bytes, stored: bytes, flags: int) -> None:
     """Fail before a copy-up for nothing."""
     if not flags:
         return
-    present = xattrs.read(path, stored, follow=True) is not None
+    try:
+        os.getxattr(path, stored)
+        present = True
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ERANGE):
+            raise
+        present = error.errno == errno.ERANGE
     if flags & os.XATTR_CREATE and present:
         fail(errno.EEXIST)
     if flags & os.XATTR_REPLACE and not present:

@@ -1,0 +1,361 @@
+"""DeviceSession: the union served on /dev/fuse itself, by threads.
+
+Reader threads (`fuse.placement` says which, and on which CPU) take requests from the device.
+A request runs on its reader to the end, under the one lock of the union's state, and is
+replied to at once. One that has to wait is handed, at its first `Blocking` call, to a
+worker thread, which holds the lock between such calls: so one slow file never stops the
+rest. Only this module knows that threads exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from unionfs.errors import MountError
+from unionfs.fuse import mounting, protocol
+from unionfs.fuse.interface import FileSystem
+from unionfs.fuse.protocol import Init, Opcode, Valid
+from unionfs.fuse.requests import Header, Reply, Requests, Timeouts
+from unionfs.options import MountOptions
+from unionfs.waiting import Blocking
+
+log = logging.getLogger(__name__)
+
+#: What the device says when the mount is gone: unmounted, aborted, or closed by ourselves.
+_DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
+#: What it says of a request that its process took back before it was read.
+_AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
+#: Replies to these opcodes do not exist.
+_WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+
+_WANTED: Final = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.EXPORT_SUPPORT
+    | Init.BIG_WRITES
+    | Init.DONT_MASK
+    | Init.HAS_IOCTL_DIR
+    | Init.AUTO_INVAL_DATA
+    | Init.DO_READDIRPLUS
+    | Init.READDIRPLUS_AUTO
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.POSIX_ACL
+    | Init.MAX_PAGES
+    | Init.CACHE_SYMLINKS
+    | Init.HANDLE_KILLPRIV_V2
+    | Init.INIT_EXT
+)
+
+Request = Coroutine[Blocking, Any, Reply]
+
+
+class DeviceSession:
+    """See ``fuse.interface.Session``, and ``fuse.interface.Kernel`` for what it offers."""
+
+    name = "device"
+
+    def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
+        self._fs = filesystem
+        self._options = options
+        self._requests = Requests(filesystem, _timeouts(options))
+        self._handlers = self._requests.handlers()
+        #: Held while any code of the union runs.
+        self._lock = threading.Lock()
+        self._workers = _Workers()
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._fd = -1
+        self._target = b""
+        self._is_ours_to_unmount = False
+        self._unknown: set[int] = set()
+        self._passthrough = False
+        self.counts: Counter[int] = Counter()
+        filesystem.connect(self)
+
+    # The mount
+
+    def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
+        self._target = target
+        given = mounting.device_of(target)
+        if given is None:
+            self._fd = mounting.mount(target, source, words)
+            self._is_ours_to_unmount = True
+        else:
+            self._fd = given
+
+    def serve(self, ready: Callable[[], None]) -> None:
+        self._negotiate()
+        threads = [threading.Thread(target=self._read_requests, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        ready()
+        self._events.get()
+        self._end()
+
+    def stop(self) -> None:
+        self._events.put("stop")
+
+    def _end(self) -> None:
+        """Let what was begun come to its end, begin nothing more, and sync the upper."""
+        self._workers.finish()
+        # For good: readers may still be blocked in the device, but touch nothing any more.
+        self._lock.acquire()
+        if self._options.debug:
+            log.debug("requests: %s", _counted(self.counts))
+        if not hasattr(self._fs, "syncfs"):
+            return  # TEMPORARY
+        request = self._fs.syncfs()
+        with contextlib.suppress(StopIteration):
+            step = request.send(None)
+            while True:
+                step = request.send(step.call())
+
+    def close(self, *, unmount: bool) -> None:
+        if self._fd < 0:
+            return
+        if unmount and self._is_ours_to_unmount:
+            mounting.unmount_own(self._target)
+        os.close(self._fd)
+        self._fd = -1
+
+    # What the file system may ask of the kernel
+
+    def open_backing(self, fd: int) -> int:
+        if not self._passthrough:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        argument = protocol.BACKING_MAP.pack(fd, 0, 0)
+        return fcntl.ioctl(self._fd, protocol.DEV_IOC_BACKING_OPEN, argument, False)  # type: ignore[return-value]
+
+    def close_backing(self, backing: int) -> None:
+        argument = backing.to_bytes(4, protocol.BYTE_ORDER)
+        with contextlib.suppress(OSError):  # the connection is gone, and the backing with it
+            fcntl.ioctl(self._fd, protocol.DEV_IOC_BACKING_CLOSE, argument)
+
+    def attributes_changed(self, node: int) -> None:
+        body = protocol.INVAL_INODE_OUT.pack(node, -1, 0)
+        head = protocol.OUT_HEADER.pack(
+            protocol.OUT_HEADER.size + len(body), protocol.NOTIFY_INVAL_INODE, 0
+        )
+        with contextlib.suppress(OSError):  # ENOENT: the kernel does not know the node any more
+            os.write(self._fd, head + body)
+
+    # Requests
+
+    def _negotiate(self) -> None:
+        """Answer INIT, the first request, before any other thread reads."""
+        buffer = bytearray(protocol.BUFFER_SIZE)
+        size = self._read(buffer)
+        header = Header(*protocol.IN_HEADER.unpack_from(buffer))
+        body = memoryview(buffer)[protocol.IN_HEADER.size : size]
+        if size == 0 or header.opcode != Opcode.INIT:
+            raise MountError(f"{os.fsdecode(self._target)}: the kernel did not begin with INIT")
+        request = protocol.parse_init(body)
+        if request.major != protocol.MAJOR or request.minor < protocol.OLDEST_MINOR:
+            self._reply(header.unique, errno.EPROTO, None)
+            raise MountError(
+                f"FUSE protocol {request.major}.{request.minor}: Linux 5.4 or newer is needed"
+            )
+        wanted = _WANTED
+        if self._options.passthrough != "off":
+            wanted |= Init.PASSTHROUGH
+        flags = request.flags & wanted
+        self._passthrough = bool(flags & Init.PASSTHROUGH)
+        self._reply(
+            header.unique,
+            0,
+            protocol.init_reply(request, flags, stack_depth=int(self._passthrough)),
+        )
+        _raise_readahead(mounting.minor_of(self._target))
+
+    def _read(self, buffer: bytearray) -> int:
+        """Read one request into *buffer*; its size, 0 when the mount is gone."""
+        while True:
+            try:
+                return os.readv(self._fd, (buffer,))
+            except OSError as error:
+                if error.errno in _DISCONNECTED:
+                    return 0
+                if error.errno not in _AGAIN:
+                    raise
+
+    def _read_requests(self) -> None:
+        """Take and run requests until the mount is gone."""
+        buffer = bytearray(protocol.BUFFER_SIZE)
+        view = memoryview(buffer)
+        unpack = protocol.IN_HEADER.unpack_from
+        try:
+            while True:
+                size = self._read(buffer)
+                if size == 0:
+                    break
+                header = Header(*unpack(buffer))
+                if self._run(header, view[protocol.IN_HEADER.size : size]):
+                    # A worker goes on with the request and what was read of it.
+                    buffer = bytearray(protocol.BUFFER_SIZE)
+                    view = memoryview(buffer)
+        except Exception:
+            log.exception("reading requests failed")
+        finally:
+            self._events.put("gone")
+
+    def _run(self, header: Header, body: memoryview) -> bool:
+        """Run a request until it ends or has to wait; whether a worker goes on with it."""
+        opcode = header.opcode
+        self.counts[opcode] += 1
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            self._refuse(header)
+            return False
+        request = handler(header, body)
+        with self._lock:
+            step, reply, code = self._advance(header, request, None, None)
+        if step is not None:
+            self._workers.start(lambda: self._finish(header, request, step))
+            return True
+        if opcode not in _WITHOUT_REPLY:
+            self._reply(header.unique, code, reply)
+        return False
+
+    def _finish(self, header: Header, request: Request, step: Blocking | None) -> None:
+        """Run what is left of a request, its waiting included, in a worker thread."""
+        reply: Reply = None
+        code = 0
+        while step is not None:
+            result: Any = None
+            failure: BaseException | None = None
+            try:
+                result = step.call()
+            except BaseException as error:  # noqa: BLE001 - the request's own to handle
+                failure = error
+            with self._lock:
+                step, reply, code = self._advance(header, request, result, failure)
+        self._reply(header.unique, code, reply)
+
+    def _advance(
+        self, header: Header, request: Request, result: Any, failure: BaseException | None
+    ) -> tuple[Blocking | None, Reply, int]:
+        """Run *request* up to its next wait: that wait, or its reply and errno."""
+        try:
+            if failure is None:
+                return request.send(result), None, 0
+            return request.throw(failure), None, 0
+        except StopIteration as end:
+            return None, end.value, 0
+        except OSError as error:
+            return None, None, error.errno or errno.EIO
+        except Exception:
+            log.exception("%s failed", _opcode_name(header.opcode))
+            return None, None, errno.EIO
+
+    def _refuse(self, header: Header) -> None:
+        opcode = header.opcode
+        if opcode == Opcode.INTERRUPT:
+            return  # requests run to their end; whoever was interrupted gets the answer
+        if opcode not in _EXPECTED and opcode not in self._unknown:
+            self._unknown.add(opcode)
+            log.warning("%s is answered ENOSYS", _opcode_name(opcode))
+        self._reply(header.unique, errno.ENOSYS, None)
+
+    def _reply(self, unique: int, code: int, body: Reply) -> None:
+        if body:
+            head = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), 0, unique)
+            parts: tuple[bytes | bytearray | memoryview, ...] = (head, body)
+        else:
+            parts = (protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size, -code, unique),)
+        try:
+            os.writev(self._fd, parts)
+        except OSError as error:
+            # ENOENT: nobody waits for it any more.
+            if error.errno not in (*_DISCONNECTED, errno.ENOENT):
+                log.warning("a reply was refused: %s", error)
+
+
+#: Not served, and no surprise: the kernel does these itself, or does without.
+_EXPECTED: Final = frozenset(
+    {
+        Opcode.FLUSH,
+        Opcode.GETLK,
+        Opcode.SETLK,
+        Opcode.SETLKW,
+        Opcode.ACCESS,
+        Opcode.BMAP,
+        Opcode.DESTROY,
+        Opcode.POLL,
+    }
+)
+
+
+class _Workers:
+    """Threads for what waits: as many as are needed, kept for the next one."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = 0
+        self._busy = 0
+        self._changed = threading.Condition()
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Run *task* in a thread that does nothing else meanwhile."""
+        with self._changed:
+            self._busy += 1
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._work, daemon=True).start()
+        self._tasks.put(task)
+
+    def _work(self) -> None:
+        while True:
+            task = self._tasks.get()
+            try:
+                task()
+            except Exception:
+                log.exception("a request was lost")
+            with self._changed:
+                self._busy -= 1
+                self._idle += 1
+                self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until nothing is under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0)
+
+
+def _timeouts(options: MountOptions) -> Timeouts:
+    def valid(seconds: float | None) -> Valid:
+        return Valid.of(options.timeout if seconds is None else seconds)
+
+    return Timeouts(
+        valid(options.entry_timeout), valid(options.negative_timeout), valid(options.attr_timeout)
+    )
+
+
+def _opcode_name(opcode: int) -> str:
+    try:
+        return Opcode(opcode).name
+    except ValueError:
+        return f"opcode {opcode}"
+
+
+def _counted(counts: Counter[int]) -> str:
+    return " ".join(f"{_opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))
+
+
+def _raise_readahead(minor: int | None) -> None:
+    """Let the kernel read files ahead in requests of the greatest size."""
+    if minor is None:
+        return
+    with contextlib.suppress(OSError):  # without privilege it stays at the kernel's 128 KiB
+        path = Path(f"/sys/class/bdi/0:{minor}/read_ahead_kb")
+        path.write_text(f"{protocol.MAX_DATA // 1024}\n", encoding="ascii")
