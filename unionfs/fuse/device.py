@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import queue
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -24,6 +25,7 @@ from typing import Any, Final
 from unionfs.errors import MountError
 from unionfs.fuse import mounting, protocol
 from unionfs.fuse.interface import FileSystem
+from unionfs.fuse.placement import Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
 from unionfs.fuse.requests import Header, Reply, Requests, Timeouts
 from unionfs.options import MountOptions
@@ -95,9 +97,7 @@ class DeviceSession:
 
     def serve(self, ready: Callable[[], None]) -> None:
         self._negotiate()
-        threads = [threading.Thread(target=self._read_requests, daemon=True) for _ in range(2)]
-        for thread in threads:
-            thread.start()
+        Placement(self._options.placement).start(self._read_requests)
         ready()
         self._events.get()
         self._end()
@@ -112,8 +112,6 @@ class DeviceSession:
         self._lock.acquire()
         if self._options.debug:
             log.debug("requests: %s", _counted(self.counts))
-        if not hasattr(self._fs, "syncfs"):
-            return  # TEMPORARY
         request = self._fs.syncfs()
         with contextlib.suppress(StopIteration):
             step = request.send(None)
@@ -166,7 +164,7 @@ class DeviceSession:
                 f"FUSE protocol {request.major}.{request.minor}: Linux 5.4 or newer is needed"
             )
         wanted = _WANTED
-        if self._options.passthrough != "off":
+        if self._options.passthrough != "off" and _may_pass_through():
             wanted |= Init.PASSTHROUGH
         flags = request.flags & wanted
         self._passthrough = bool(flags & Init.PASSTHROUGH)
@@ -188,17 +186,19 @@ class DeviceSession:
                 if error.errno not in _AGAIN:
                     raise
 
-    def _read_requests(self) -> None:
+    def _read_requests(self, reader: Reader) -> None:
         """Take and run requests until the mount is gone."""
         buffer = bytearray(protocol.BUFFER_SIZE)
         view = memoryview(buffer)
         unpack = protocol.IN_HEADER.unpack_from
         try:
             while True:
+                reader.await_turn()
                 size = self._read(buffer)
                 if size == 0:
                     break
                 header = Header(*unpack(buffer))
+                reader.served(header.pid)
                 if self._run(header, view[protocol.IN_HEADER.size : size]):
                     # A worker goes on with the request and what was read of it.
                     buffer = bytearray(protocol.BUFFER_SIZE)
@@ -330,6 +330,21 @@ class _Workers:
         """Wait until nothing is under way."""
         with self._changed:
             self._changed.wait_for(lambda: self._busy == 0)
+
+
+def _may_pass_through() -> bool:
+    """Say whether we have CAP_SYS_ADMIN over the machine, as registering files asks for."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        mapped = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    except OSError:
+        return False
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    is_capable = effective is not None and bool(int(effective[1], 16) & _CAP_SYS_ADMIN)
+    return is_capable and mapped == ["0", "0", str(2**32 - 1)]
+
+
+_CAP_SYS_ADMIN: Final = 1 << 21
 
 
 def _timeouts(options: MountOptions) -> Timeouts:

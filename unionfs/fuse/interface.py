@@ -65,11 +65,12 @@ class Opened(NamedTuple):
     """An open file: its *handle*, and the backing file that the kernel reads and writes itself.
 
     *backing* is what ``Kernel.open_backing`` returned, 0 for a file whose data goes through
-    the page cache and the union.
+    the page cache and the union. *keep_pages* says that pages cached before are still good.
     """
 
     handle: int
     backing: int = 0
+    keep_pages: bool = True
 
 
 @dataclass(slots=True)
@@ -259,9 +260,9 @@ class Session(Protocol):
     name: str
 
     def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
-        """Mount on *target*, with option *words* as mount(8) spells them. Raises ``MountError``.
+        """Put the file system on *target*; *words* are options as mount(8) spells them.
 
-        After any fork, before any thread.
+        After any fork, before any thread. Raises ``MountError``.
         """
 
     def serve(self, ready: Callable[[], None]) -> None:

@@ -74,7 +74,9 @@ class Placement:
         self._place()
         threads: list[threading.Thread] = []
         for number, reader in enumerate(self._readers):
-            thread = threading.Thread(target=read_loop, args=(reader,), name=f"reader-{number}")
+            thread = threading.Thread(
+                target=read_loop, args=(reader,), name=f"reader-{number}", daemon=True
+            )
             try:
                 thread.start()
             except RuntimeError:

@@ -362,8 +362,7 @@ def _open_out(opened: Opened) -> bytes:
     flags = protocol.FOPEN_NOFLUSH
     if opened.backing:
         flags |= protocol.FOPEN_PASSTHROUGH
-    else:
-        # The union is the only writer of its layers: pages stay good between two opens.
+    elif opened.keep_pages:
         flags |= protocol.FOPEN_KEEP_CACHE
     return protocol.OPEN_OUT.pack(opened.handle, flags, opened.backing)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from unionfs.fuse.interface import Changes
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
-from unionfs.union import copymeta
+from unionfs.union import copymeta, passthrough
 from unionfs.union.copyup import copy_up, refuse_metacopy
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
@@ -33,6 +33,7 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
         fail(errno.EPERM)
     if changes.size is not None and isinstance(node, FileNode):
         refuse_metacopy(tree, node)
+        passthrough.refuse_writing(node)
     has_size = await copy_up(tree, node, size=changes.size)
     with tree.object(node) as path:
         if changes.size is not None and not has_size:
@@ -76,6 +77,7 @@ def _may_have_set_ids(node: Node) -> None:
     """Let the next write look for setuid, setgid and capabilities again."""
     if isinstance(node, FileNode) and node.opened is not None:
         node.opened.may_strip = True
+        passthrough.set_ids_changed(node)
 
 
 def strip_set_ids(tree: MergedTree, node: FileNode) -> None:

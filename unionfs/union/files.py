@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from unionfs.fuse.interface import Opened
+from unionfs.union import passthrough
 from unionfs.union.attributes import set_size, strip_set_ids
 from unionfs.union.copyup import copy_up, open_lower, refuse_metacopy
 from unionfs.union.nodes import FileNode, OpenFile
@@ -56,6 +57,7 @@ class OpenFiles:
         if writes or flags & os.O_TRUNC:
             self._tree.refuse_read_only()
             _refuse_protected(self._tree, node, flags)
+            passthrough.refuse_writing(node)
         if node.opened is None:
             refuse_metacopy(self._tree, node)
         if flags & os.O_TRUNC and not await copy_up(self._tree, node, size=0):
@@ -63,6 +65,7 @@ class OpenFiles:
             set_size(self._tree, node, 0)
         if node.opened is None:
             node.opened = self._open_node(node, flags)
+            passthrough.begin(self._tree, node, node.opened)
         elif writes and node.upper:
             make_writable(self._tree, node, node.opened)
         return self._add(node, flags)
@@ -70,6 +73,7 @@ class OpenFiles:
     def adopt(self, node: FileNode, fd: int, flags: int) -> Opened:
         """Take over *fd*, on which a new file was made."""
         node.opened = OpenFile(fd, writable=True)
+        passthrough.begin(self._tree, node, node.opened)
         return self._add(node, flags)
 
     def _add(self, node: FileNode, flags: int) -> Opened:
@@ -77,7 +81,7 @@ class OpenFiles:
         node.opened.users += 1
         number = next(self._numbers)
         self._handles[number] = FileHandle(node, flags)
-        return Opened(number)
+        return Opened(number, node.opened.backing, not node.backed)
 
     def _open_node(self, node: FileNode, flags: int) -> OpenFile:
         if not node.upper:
@@ -124,11 +128,14 @@ class OpenFiles:
 
     def release(self, number: int) -> FileNode:
         """Forget a handle and, with the last one, close the file; return its node."""
-        node = self.get(number).node
+        node, flags = self.get(number)
         del self._handles[number]
         opened = _opened(node)
         opened.users -= 1
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            passthrough.settle(self._tree, node, opened)
         if opened.users == 0:
+            passthrough.end(self._tree, opened)
             os.close(opened.fd)
             node.opened = None
         return node

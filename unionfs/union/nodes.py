@@ -163,7 +163,7 @@ class DirNode(Node):
 class FileNode(Node):
     """Anything but a directory; all its names are one node."""
 
-    __slots__ = ("aliases", "extra_links", "index", "loose", "lower", "opened", "upper")
+    __slots__ = ("aliases", "backed", "extra_links", "index", "loose", "lower", "opened", "upper")
 
     def __init__(self, ino: int, kind: int, parent: DirNode, name: bytes) -> None:
         super().__init__(ino, kind, parent, name)
@@ -180,6 +180,8 @@ class FileNode(Node):
         #: What the link count on disk must be corrected by, to count names that are lower.
         self.extra_links = 0
         self.opened: OpenFile | None = None
+        #: Whether the kernel has ever written it without us, past the page cache.
+        self.backed = False
 
     @property
     def in_upper(self) -> bool:
@@ -214,7 +216,16 @@ class FileNode(Node):
 class OpenFile:
     """The one descriptor through which all who have a regular file open reach it."""
 
-    __slots__ = ("fd", "may_strip", "users", "writable")
+    __slots__ = (
+        "backing",
+        "backs_lower",
+        "fd",
+        "known_mtime",
+        "may_strip",
+        "set_ids_since",
+        "users",
+        "writable",
+    )
 
     def __init__(self, fd: int, *, writable: bool) -> None:
         self.fd = fd
@@ -222,6 +233,15 @@ class OpenFile:
         self.users = 0
         #: Whether a write may have setuid, setgid or a capability to take away.
         self.may_strip = True
+        #: The kernel's number of *fd* when it reads and writes it without us, else 0. All who
+        #: have a file open must have it so, or none.
+        self.backing = 0
+        #: Whether that is a lower file of a union that can be written.
+        self.backs_lower = False
+        #: mtime (nanoseconds) that the kernel has been told while it may write.
+        self.known_mtime = 0
+        #: mtime (nanoseconds) when setuid or setgid was set while the kernel may write.
+        self.set_ids_since: int | None = None
 
 
 class NodeTable:

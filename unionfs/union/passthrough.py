@@ -1,0 +1,82 @@
+"""Passthrough: which files the kernel reads and writes itself, and what we owe them then.
+
+The kernel demands that all opens of an inode go to the same backing file, or none; so the
+first one decides for as long as anyone has the file open (``OpenFile.backing``). It opens
+the backing file's path again with the *user's* flags, which is why a lower file is never a
+backing where the union can be written: a reader's backing would be the next writer's. With
+``passthrough=on`` it is, and whoever wants to write meanwhile gets ETXTBSY.
+
+What the kernel does not do for a file that it writes itself: it takes setuid and setgid
+away from no inode (with FUSE_HANDLE_KILLPRIV_V2 that is our business), and does not notice
+the new times after a write through a mapping.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from unionfs.union import copymeta
+from unionfs.union.nodes import FileNode, OpenFile
+from unionfs.union.tree import MergedTree, fail
+
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+
+
+def begin(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
+    """Let the kernel have the file that was just opened, where that is safe and possible."""
+    if tree.kernel is None or not _may_be_backing(tree, node):
+        return
+    if node.upper and os.fstat(opened.fd).st_mode & _SET_IDS:
+        return  # every write is ours to see
+    try:
+        opened.backing = tree.kernel.open_backing(opened.fd)
+    except OSError:
+        return  # no privilege, or a layer that is itself stacked: through the page cache
+    opened.backs_lower = not node.upper and tree.stack.work is not None
+    opened.known_mtime = os.fstat(opened.fd).st_mtime_ns
+    node.backed = True
+
+
+def _may_be_backing(tree: MergedTree, node: FileNode) -> bool:
+    if node.upper:
+        return tree.stack.work is not None
+    return tree.stack.work is None or tree.options.passthrough == "on"
+
+
+def refuse_writing(node: FileNode) -> None:
+    """Raise ETXTBSY while the kernel reads *node*'s lower file itself."""
+    if node.opened is not None and node.opened.backs_lower:
+        fail(errno.ETXTBSY)
+
+
+def set_ids_changed(node: FileNode) -> None:
+    """Remember when a file that the kernel may be writing became setuid or setgid."""
+    opened = node.opened
+    if opened is None or not opened.backing or opened.backs_lower:
+        return
+    status = os.fstat(opened.fd)
+    opened.set_ids_since = status.st_mtime_ns if status.st_mode & _SET_IDS else None
+
+
+def settle(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
+    """Do what the kernel has left undone after writing, before the file is used otherwise."""
+    if not opened.backing or opened.backs_lower:
+        return
+    status = os.fstat(opened.fd)
+    if opened.set_ids_since is not None and status.st_mtime_ns != opened.set_ids_since:
+        opened.set_ids_since = None
+        with tree.object(node) as path:
+            copymeta.strip_set_ids(path, status.st_mode)
+    if status.st_mtime_ns != opened.known_mtime:
+        opened.known_mtime = status.st_mtime_ns
+        if tree.kernel is not None:
+            tree.kernel.attributes_changed(node.ino)
+
+
+def end(tree: MergedTree, opened: OpenFile) -> None:
+    """Take the file back after its last use."""
+    if opened.backing and tree.kernel is not None:
+        tree.kernel.close_backing(opened.backing)
+        opened.backing = 0
