@@ -260,7 +260,7 @@ class Session(Protocol):
     name: str
 
     def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
-        """Put the file system on *target*; *words* are options as mount(8) spells them.
+        """Put the file system on *target*; *words* are mount options.
 
         After any fork, before any thread. Raises ``MountError``.
         """

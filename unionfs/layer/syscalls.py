@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 import sys
 from typing import Final
 
@@ -36,6 +37,18 @@ UTIME_OMIT: Final = 0x3FFFFFFE
 
 STATX_ATTR_IMMUTABLE: Final = 0x10
 STATX_ATTR_APPEND: Final = 0x20
+_STATX_BTIME: Final = 0x800
+
+# Inode flags and their extended form (ioctl_iflags(2), ioctl_xfs_fsgetxattr(2)).
+FS_SYNC_FL: Final = 0x08
+FS_IMMUTABLE_FL: Final = 0x10
+FS_APPEND_FL: Final = 0x20
+FS_NOATIME_FL: Final = 0x80
+FS_XFLAG_IMMUTABLE: Final = 0x08
+FS_XFLAG_APPEND: Final = 0x10
+
+# What fallocate(2) can do beside reserving.
+FALLOC_KEEP_SIZE: Final = 0x01
 
 # One number on every architecture: calls added since Linux 5.1 share the table.
 _SYS_OPEN_TREE: Final = 428
@@ -53,6 +66,13 @@ _UUID_QUESTIONS: Final = (
     (0x8400941F, bytes(1024), 16),  # BTRFS_IOC_FS_INFO
 )
 _MAX_HANDLE_SIZE: Final = 128
+_LONG: Final = ctypes.sizeof(ctypes.c_long) << 16  # the size that these two are coded with
+_FS_IOC_GETFLAGS: Final = 0x80006601 | _LONG
+_FS_IOC_SETFLAGS: Final = 0x40006602 | _LONG
+_FS_IOC_FSGETXATTR: Final = 0x801C581F
+_FSXATTR_SIZE: Final = 28
+_FS_IOC_MEASURE_VERITY: Final = 0xC0046686
+_VERITY_DIGEST: Final = struct.Struct("=HH")  # algorithm, size; then the digest
 
 
 class _OpenHow(ctypes.Structure):
@@ -174,9 +194,68 @@ def file_system_uuid(fd: int) -> bytes:
     return bytes(16)
 
 
+def _statx(fd: int, mask: int) -> bytes:
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, mask, buffer))
+    return buffer.raw
+
+
 def protected_attributes(fd: int) -> int:
     """Return the STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND bits of *fd* (statx(2))."""
-    buffer = ctypes.create_string_buffer(256)
-    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, 0, buffer))
-    attributes = int.from_bytes(buffer.raw[8:16], sys.byteorder)
+    attributes = int.from_bytes(_statx(fd, 0)[8:16], sys.byteorder)
     return attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)
+
+
+def birth_time(fd: int) -> int | None:
+    """Return when *fd* was made in ns, ``None`` where that is not kept (statx(2))."""
+    found = _statx(fd, _STATX_BTIME)
+    (mask,) = struct.unpack_from("=I", found)
+    if not mask & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    return int(seconds * 1_000_000_000 + nanoseconds)
+
+
+def inode_flags(fd: int) -> int:
+    """Return the FS_*_FL flags of *fd*; ENOTTY where there are none (ioctl_iflags(2))."""
+    buffer = bytearray(4)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, buffer)
+    return int.from_bytes(buffer, sys.byteorder)
+
+
+def set_inode_flags(fd: int, flags: int) -> None:
+    """Set the FS_*_FL flags of *fd* (ioctl_iflags(2)).
+
+    Raises EPERM to others than the owner, EOPNOTSUPP for flags that the file system lacks.
+    """
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, flags.to_bytes(4, sys.byteorder))
+
+
+def extended_flags(fd: int) -> bytes:
+    """Return the ``struct fsxattr`` of *fd*; ENOTTY where there is none."""
+    buffer = bytearray(_FSXATTR_SIZE)
+    fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, buffer)
+    return bytes(buffer)
+
+
+def measure_verity(fd: int, size: int) -> bytes:
+    """Return the ``struct fsverity_digest`` of *fd*, its digest of at most *size* bytes.
+
+    Raises ENODATA for a file without, EOVERFLOW for a longer digest, ENOTTY or EOPNOTSUPP
+    where the file system has no fs-verity (Documentation/filesystems/fsverity.rst).
+    """
+    buffer = bytearray(_VERITY_DIGEST.pack(0, size) + bytes(size))
+    fcntl.ioctl(fd, _FS_IOC_MEASURE_VERITY, buffer)
+    _, found = _VERITY_DIGEST.unpack_from(buffer)
+    return bytes(buffer[: _VERITY_DIGEST.size + found])
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Reserve a range, or do to it what the FALLOC_FL_* bits in *mode* say (fallocate(2))."""
+    arguments = (ctypes.c_int64(offset), ctypes.c_int64(length))
+    _check(_libc.fallocate64(fd, mode, *arguments))
+
+
+def syncfs(fd: int) -> None:
+    """Bring a file system to the disk; EIO when something was lost since *fd* was opened."""
+    _check(_libc.syncfs(fd))

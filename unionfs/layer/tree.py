@@ -129,6 +129,16 @@ class Layer:
             with opened_up(path, stat.S_IRUSR | stat.S_IWUSR, follow=follow):
                 self.marks.write(path, mark, value, follow=follow)
 
+    def remove_mark(self, path: bytes, mark: bytes, *, follow: bool = False) -> None:
+        """Remove *mark* from an object of the upper layer if it is there."""
+        try:
+            self.marks.remove(path, mark, follow=follow)
+        except PermissionError as error:
+            if error.errno != errno.EACCES:
+                raise
+            with opened_up(path, stat.S_IRUSR | stat.S_IWUSR, follow=follow):
+                self.marks.remove(path, mark, follow=follow)
+
     def _readable(
         self, path: bytes, read: Callable[[], bytes | None], *, follow: bool
     ) -> bytes | None:

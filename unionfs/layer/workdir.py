@@ -42,6 +42,8 @@ class WorkDirectory:
         self.volatile = volatile
         self.fd = -1
         self.index_fd = -1
+        #: For syncfs(2), which takes no O_PATH descriptor and tells a loss once for each.
+        self.sync_fd = -1
         self._root_fd = fd
         self._marks = marks
         self._numbers = itertools.count(1)
@@ -94,6 +96,8 @@ class WorkDirectory:
             self._drop_acls(name)
         self.fd = os.open(_WORK, _OPEN, dir_fd=self._root_fd)
         self.index_fd = os.open(_INDEX, _OPEN, dir_fd=self._root_fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.sync_fd = os.open(_WORK, flags, dir_fd=self._root_fd)
         self._empty()
         if self.volatile:
             os.makedirs(xattrs.entry_path(self.fd, _INCOMPAT + b"/" + _VOLATILE), 0o700)
@@ -128,7 +132,7 @@ class WorkDirectory:
 
     def close(self) -> None:
         """Close the descriptors."""
-        for fd in (self.fd, self.index_fd):
+        for fd in (self.fd, self.index_fd, self.sync_fd):
             if fd >= 0:
                 os.close(fd)
 

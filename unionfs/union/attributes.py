@@ -34,18 +34,24 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
     if changes.size is not None and isinstance(node, FileNode):
         refuse_metacopy(tree, node)
         passthrough.refuse_writing(node)
-    has_size = await copy_up(tree, node, size=changes.size)
+    keeps = changes.keeps_set_ids
+    has_size = await copy_up(tree, node, size=changes.size, keeps_set_ids=keeps)
     with tree.object(node) as path:
         if changes.size is not None and not has_size:
-            copymeta.strip_set_ids(path, tree.status(node).st_mode)
+            copymeta.strip_set_ids(path, tree.status(node).st_mode, keeps_set_ids=keeps)
             set_size(tree, node, changes.size)
-        if changes.uid is not None or changes.gid is not None or changes == Changes():
+        if changes.uid is not None or changes.gid is not None or _is_empty(changes):
             _set_owner(tree, path, changes.uid, changes.gid)
         if changes.mode is not None and not stat.S_ISLNK(node.kind):
             os.chmod(path, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             syscalls.set_times(path, changes.atime_ns, changes.mtime_ns)
     _may_have_set_ids(node)
+
+
+def _is_empty(changes: Changes) -> bool:
+    """Say whether this is chown(path, -1, -1), which changes ctime and takes set-ids away."""
+    return changes in (Changes(), Changes(keeps_set_ids=True))
 
 
 def set_size(tree: MergedTree, node: Node, size: int) -> None:
@@ -62,15 +68,18 @@ def set_size(tree: MergedTree, node: Node, size: int) -> None:
 
 
 def _set_owner(tree: MergedTree, path: bytes, uid: int | None, gid: int | None) -> None:
-    """Set the owner; a squashed one can only be what it is shown as."""
+    """Set the owner; a squashed one can only be what it is shown as.
+
+    The layer's file system takes setuid, setgid and capabilities away from all but
+    directories, whoever asks and even if the owner stays the same (chown(2)).
+    """
     options = tree.options
     for wanted, shown in ((uid, options.squash_to_uid), (gid, options.squash_to_gid)):
         if shown is not None and wanted not in (None, shown):
             fail(errno.EPERM)
     new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
     new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
-    if (new_uid, new_gid) != (-1, -1) or (uid, gid) == (None, None):
-        os.chown(path, new_uid, new_gid)  # chown(path, -1, -1) changes ctime alone
+    os.chown(path, new_uid, new_gid)
 
 
 def _may_have_set_ids(node: Node) -> None:
@@ -80,15 +89,33 @@ def _may_have_set_ids(node: Node) -> None:
         passthrough.set_ids_changed(node)
 
 
-def strip_set_ids(tree: MergedTree, node: FileNode) -> None:
-    """Take setuid, setgid and capabilities away, as any write does (write(2), chown(2))."""
+def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = False) -> bool:
+    """Take setuid, setgid and capabilities away, as any write does (write(2), chown(2)).
+
+    With *keeps_set_ids* only capabilities. Return whether the mode was changed.
+    """
     opened = node.opened
     if opened is not None and not opened.may_strip:
-        return
+        return False
+    mode = tree.status(node).st_mode
     with tree.object(node) as path:
-        copymeta.strip_set_ids(path, tree.status(node).st_mode)
+        changed = copymeta.strip_set_ids(path, mode, keeps_set_ids=keeps_set_ids)
     if opened is not None:
-        opened.may_strip = False
+        # What one writer may keep, the next may not.
+        opened.may_strip = keeps_set_ids and bool(mode & (stat.S_ISUID | stat.S_ISGID))
+    return changed
+
+
+def birth_time(tree: MergedTree, node: Node) -> int | None:
+    """Return when the object that *node* shows was made, in ns; ``None`` where that is not kept.
+
+    A copy in the upper was made when it was copied up, as overlayfs has it.
+    """
+    fd = tree.open_object(node)
+    try:
+        return syscalls.birth_time(fd)
+    finally:
+        os.close(fd)
 
 
 # Extended attributes

@@ -11,6 +11,7 @@ import os
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.tree import Directory
 from unionfs.union.copymeta import (
+    copy_directory_flags,
     copy_owner,
     copy_xattrs,
     mark_origin,
@@ -48,12 +49,15 @@ def _copy_up_one_directory(tree: MergedTree, node: DirNode) -> None:
         copy_xattrs(tree, xattrs.fd_path(source.fd()), path)
         mark_origin(tree, path, source.layer, _place(source))
         mark_protected(tree, path, xattrs.fd_path(source.fd()))
+        copy_directory_flags(xattrs.fd_path(source.fd()), path)
         os.chmod(path, movable_mode(tree, status.st_mode))
         syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
         move_into(tree, name, tree.upper_of(parent), node.name)
     set_final_mode(tree, tree.upper_of(parent), node.name, status.st_mode)
     node.upper = Directory(tree.upper_layer, parent.upper, node.name)
     tree.nodes.stands_for(node, tree.nodes.numbers.real(tree.status(node)))
+    tree.tell_changed(node)
+    tree.tell_changed(parent)  # its change time: a name in it was put in place
 
 
 def _place(directory: Directory) -> tuple[int, bytes]:

@@ -23,21 +23,29 @@ if TYPE_CHECKING:
 
 #: Attributes that must arrive, whatever the upper file system says.
 _REQUIRED: Final = (ACL_ACCESS, ACL_DEFAULT)
+_COPIED_FLAGS: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
+_NO_FLAGS: Final = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM))
 
 
-def strip_set_ids(path: bytes, mode: int) -> None:
+def strip_set_ids(path: bytes, mode: int, *, keeps_set_ids: bool = False) -> bool:
     """Take setuid, setgid and capabilities away from a regular file that has *mode*.
 
     So does any write, truncation and change of owner (write(2), truncate(2), chown(2)).
+    With *keeps_set_ids*, for one who has CAP_FSETID, only capabilities go. Return whether
+    the mode was changed.
     """
-    kept = stat.S_IMODE(mode) & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        # Without group execution the bit meant mandatory locking, and is kept.
-        kept &= ~stat.S_ISGID
-    if kept != stat.S_IMODE(mode):
+    kept = stat.S_IMODE(mode)
+    if not keeps_set_ids:
+        kept &= ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            # Without group execution the bit meant mandatory locking, and is kept.
+            kept &= ~stat.S_ISGID
+    changes = kept != stat.S_IMODE(mode)
+    if changes:
         os.chmod(path, kept)
     if xattrs.read(path, CAPABILITY, follow=True) is not None:
         xattrs.remove(path, CAPABILITY, follow=True)
+    return changes
 
 
 def copy_owner(tree: MergedTree, path: bytes, status: os.stat_result) -> None:
@@ -112,6 +120,34 @@ def mark_protected(tree: MergedTree, path: bytes, source: bytes) -> None:
     )
     if letters:
         _write_mark(tree, path, xattrs.PROTATTR, letters)
+
+
+def copy_flags(source_fd: int, target_fd: int) -> None:
+    """Copy the inode flags that overlayfs copies (``OVL_COPY_FS_FLAGS_MASK``): S and A.
+
+    Where one of the two file systems has no such flags, or not for us, there are none.
+    """
+    try:
+        wanted = syscalls.inode_flags(source_fd) & _COPIED_FLAGS
+        if wanted:
+            syscalls.set_inode_flags(target_fd, syscalls.inode_flags(target_fd) | wanted)
+    except OSError as error:
+        if error.errno not in _NO_FLAGS:
+            raise
+
+
+def copy_directory_flags(source: bytes, target: bytes) -> None:
+    """Copy the inode flags of a directory; one that we may not read keeps them to itself."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with contextlib.ExitStack() as opened:
+        try:
+            source_fd = os.open(source, flags)
+        except PermissionError:
+            return
+        opened.callback(os.close, source_fd)
+        target_fd = os.open(target, flags)
+        opened.callback(os.close, target_fd)
+        copy_flags(source_fd, target_fd)
 
 
 def movable_mode(tree: MergedTree, mode: int) -> int:

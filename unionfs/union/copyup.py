@@ -16,12 +16,13 @@ import errno
 import os
 import stat
 import threading
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.copydata import copy_data
 from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import (
+    copy_flags,
     copy_owner,
     copy_xattrs,
     mark_origin,
@@ -49,13 +50,14 @@ async def copy_up(
     node: Node,
     *,
     size: int | None = None,
+    keeps_set_ids: bool = False,
     going: tuple[DirNode, bytes] | None = None,
 ) -> bool:
     """Bring *node* into the upper layer, with all directories above it.
 
     *size* is the size in bytes that a regular file is to get, so that no more is copied;
     whether the copy has it already is returned: a truncation is complete before its one
-    rename, or is still to be done.
+    rename, or is still to be done. It takes set-ids away unless *keeps_set_ids*.
     *going* is the one name that matters where a name, not the object, is about to change.
     Raises EROFS in a read-only union, EPERM for an owner that cannot be set, and what
     the disk says (ENOSPC, EIO); the upper layer is unchanged then.
@@ -71,25 +73,36 @@ async def copy_up(
         return False
     node.copying = threading.Event()
     try:
-        return await _copy_up_file(tree, node, size, going)
+        cut = None if size is None else _Truncation(size, keeps_set_ids)
+        return await _copy_up_file(tree, node, cut, going)
     finally:
         node.copying.set()
         node.copying = None
 
 
+class _Truncation(NamedTuple):
+    """What truncate(2) is to do to a copy in the making."""
+
+    size: int
+    keeps_set_ids: bool
+
+
 async def _copy_up_file(
-    tree: MergedTree, node: FileNode, size: int | None, going: tuple[DirNode, bytes] | None
+    tree: MergedTree,
+    node: FileNode,
+    cut: _Truncation | None,
+    going: tuple[DirNode, bytes] | None,
 ) -> bool:
     name = tree.work.new_name()
     status = tree.status(node)
     if node.parent is not None and status.st_nlink == 1 and not node.removed:
         copy_up_directory(tree, node.parent)
     if status.st_nlink > 1:
-        size = None  # linking its names may still fail, and then nothing must be lost
+        cut = None  # linking its names may still fail, and then nothing must be lost
     opened: int | None = None
     try:
         if stat.S_ISREG(node.kind):
-            opened = await _copy_regular(tree, node, name, status, size)
+            opened = await _copy_regular(tree, node, name, status, cut)
         else:
             _copy_special(tree, node, name, status)
         real = tree.nodes.numbers.real(os.lstat(tree.work.path_of(name)))
@@ -108,7 +121,7 @@ async def _copy_up_file(
         tree.nodes.stands_for(node, real)
     if node.index is not None:
         link_up(tree, node, going)
-    return size is not None
+    return cut is not None
 
 
 def _put_in_place(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:
@@ -121,6 +134,7 @@ def _put_in_place(tree: MergedTree, node: FileNode, name: bytes, status: os.stat
         move_into_index(tree, node, name, status.st_nlink)
     else:
         move_into(tree, name, tree.upper_of(node.parent), node.name)
+        tree.tell_changed(node.parent)
 
 
 def open_lower(tree: MergedTree, node: FileNode) -> int:
@@ -149,10 +163,14 @@ def refuse_metacopy(tree: MergedTree, node: FileNode) -> None:
 
 
 async def _copy_regular(
-    tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result, size: int | None
+    tree: MergedTree,
+    node: FileNode,
+    name: bytes,
+    status: os.stat_result,
+    cut: _Truncation | None,
 ) -> int:
     """Make a complete copy as the temporary *name*; return it open for reading and writing."""
-    wanted = status.st_size if size is None else min(size, status.st_size)
+    wanted = status.st_size if cut is None else min(cut.size, status.st_size)
     source = open_lower(tree, node)
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -163,9 +181,10 @@ async def _copy_regular(
             else:
                 await blocking(copy_data, source, target, wanted)
             path = tree.work.path_of(name)
+            copy_flags(source, target)
             _copy_metadata(tree, node, path, status)
-            if size is not None:
-                _truncate_copy(target, path, size, status)
+            if cut is not None:
+                _truncate_copy(target, path, cut, status)
             if not tree.work.volatile:
                 await blocking(os.fsync, target)
         except BaseException:
@@ -176,12 +195,12 @@ async def _copy_regular(
         os.close(source)
 
 
-def _truncate_copy(target: int, path: bytes, size: int, status: os.stat_result) -> None:
+def _truncate_copy(target: int, path: bytes, cut: _Truncation, status: os.stat_result) -> None:
     """Do to a copy in the making what truncate(2) does: size, times and set-id bits."""
-    os.ftruncate(target, size)
+    os.ftruncate(target, cut.size)
     os.utime(path)
     syscalls.set_times(path, status.st_atime_ns, None)
-    strip_set_ids(path, status.st_mode)
+    strip_set_ids(path, status.st_mode, keeps_set_ids=cut.keeps_set_ids)
 
 
 def _copy_special(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:

@@ -55,11 +55,40 @@ def create_file(
     with tree.work.temporary() as temporary, contextlib.ExitStack() as opened:
         fd = os.open(temporary, _CREATE, 0o600, dir_fd=tree.work.fd)
         opened.callback(os.close, fd)
-        _finish(tree, directory, temporary, stat.S_IFREG | mode, caller)
+        _finish(tree, directory, tree.work.path_of(temporary), stat.S_IFREG | mode, caller)
         status = os.fstat(fd)
         _show(tree, directory, temporary, name)
         opened.pop_all()
     return _new_file(tree, parent, name, status), fd
+
+
+def create_nameless(
+    tree: MergedTree, parent: DirNode, mode: int, flags: int, caller: Caller
+) -> tuple[FileNode, int]:
+    """Make a regular file without a name; return as ``create_file`` does.
+
+    It gets what a file in *parent* would, which is not copied up; ``link`` may name it
+    unless O_EXCL is in *flags*. Nothing of it is left after a crash. Raises EROFS, EPERM in
+    an immutable directory, EOPNOTSUPP where the upper file system has no O_TMPFILE.
+    """
+    tree.refuse_read_only()
+    refuse_new_names(tree, parent)
+    exclusive = flags & os.O_EXCL
+    wanted = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | exclusive
+    with contextlib.ExitStack() as opened:
+        fd = os.open(b".", wanted, 0o600, dir_fd=tree.work.fd)
+        opened.callback(os.close, fd)
+        path = xattrs.fd_path(fd)
+        _finish(tree, parent.top(), path, stat.S_IFREG | mode, caller, follow=True)
+        pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        opened.pop_all()
+    real = tree.nodes.numbers.real(os.fstat(fd))
+    node = FileNode(tree.nodes.number_for(real, real), stat.S_IFREG, None, b"")
+    node.upper = node.removed = True
+    node.linkable = not exclusive
+    node.pin(pinned)
+    tree.nodes.add(node)
+    return node, fd
 
 
 def create_special(
@@ -97,8 +126,9 @@ def _create(
     directory = prepare_name(tree, parent, name)
     with tree.work.temporary() as temporary:
         make(temporary)
-        _finish(tree, directory, temporary, mode, caller)
-        status = os.lstat(tree.work.path_of(temporary))
+        path = tree.work.path_of(temporary)
+        _finish(tree, directory, path, mode, caller)
+        status = os.lstat(path)
         _show(tree, directory, temporary, name)
     return _new_file(tree, parent, name, status)
 
@@ -114,7 +144,7 @@ def create_directory(
         whiteout = directory.lstat(name) is not None
         if whiteout or tree.shows_below(parent, name):
             whiteouts.set_opaque(tree.marks, path)
-        final = _finish(tree, directory, temporary, stat.S_IFDIR | mode, caller)
+        final = _finish(tree, directory, path, stat.S_IFDIR | mode, caller)
         status = os.lstat(path)
         if whiteout:
             flags = syscalls.RENAME_EXCHANGE
@@ -128,40 +158,48 @@ def create_directory(
 
 
 def _finish(
-    tree: MergedTree, directory: Directory, temporary: bytes, mode: int, caller: Caller
+    tree: MergedTree,
+    directory: Directory,
+    path: bytes,
+    mode: int,
+    caller: Caller,
+    *,
+    follow: bool = False,
 ) -> int:
-    """Give a temporary owner, mode and inherited ACLs; return the mode it is to have."""
-    path = tree.work.path_of(temporary)
+    """Give a new object owner, mode and inherited ACLs; return the mode it is to have.
+
+    *follow* is for a *path* that is a descriptor's own (``xattrs.fd_path``).
+    """
     parent = os.fstat(directory.fd())
     inherits_group = parent.st_mode & stat.S_ISGID
     gid = parent.st_gid if inherits_group else caller.gid
     if inherits_group and stat.S_ISDIR(mode):
         mode |= stat.S_ISGID
-    _set_owner(tree, path, caller.uid, gid)
+    _set_owner(tree, path, caller.uid, gid, follow=follow)
     if not stat.S_ISLNK(mode):
-        mode = _inherit_acl(directory, path, mode, caller.umask)
+        mode = _inherit_acl(directory, path, mode, caller.umask, follow=follow)
         os.chmod(path, movable_mode(tree, mode))
     return mode
 
 
-def _set_owner(tree: MergedTree, path: bytes, uid: int, gid: int) -> None:
-    own = os.lstat(path)
+def _set_owner(tree: MergedTree, path: bytes, uid: int, gid: int, *, follow: bool) -> None:
+    own = os.stat(path, follow_symlinks=follow)
     if tree.options.squash_to_uid is not None:
         uid = own.st_uid
     if tree.options.squash_to_gid is not None:
         gid = own.st_gid
     if (uid, gid) != (own.st_uid, own.st_gid):
-        os.chown(path, uid, gid, follow_symlinks=False)
+        os.chown(path, uid, gid, follow_symlinks=follow)
 
 
-def _inherit_acl(directory: Directory, path: bytes, mode: int, umask: int) -> int:
+def _inherit_acl(directory: Directory, path: bytes, mode: int, umask: int, *, follow: bool) -> int:
     """Apply the directory's default ACL, or else the umask; return the mode."""
     default = xattrs.read(xattrs.fd_path(directory.fd()), xattrs.ACL_DEFAULT, follow=True)
     if default is None:
         return mode & ~umask
     mode, access = acl.inherit(default, mode)
     if access is not None:
-        xattrs.write(path, xattrs.ACL_ACCESS, access)
+        xattrs.write(path, xattrs.ACL_ACCESS, access, follow=follow)
     if stat.S_ISDIR(mode):
         xattrs.write(path, xattrs.ACL_DEFAULT, default)
     return mode
@@ -200,19 +238,35 @@ def _take_name(parent: DirNode, name: bytes, node: Node) -> None:
 
 
 async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -> None:
-    """Give *node* the further *name*. Waits while the object is copied up."""
+    """Give *node* the further *name*. Waits while the object is copied up.
+
+    Raises ENOENT for one whose last name is gone, or that was made never to have any.
+    """
     tree.refuse_read_only()
     refuse_protected(tree, node)
     await copy_up(tree, node)
-    if node.removed:
+    if node.removed and not node.linkable:
         fail(errno.ENOENT)
     directory = prepare_name(tree, parent, name)
     record_count(tree, node)
     if node.lower is not None or node.index is not None:
         mark_impure(tree, directory)
-    with tree.work.temporary() as temporary:
-        with tree.object(node) as source:
-            os.link(source, temporary, dst_dir_fd=tree.work.fd, follow_symlinks=True)
-        _show(tree, directory, temporary, name)
+    with tree.object(node) as source:
+        _link(tree, source, directory, name)
+    if node.removed:
+        node.linkable = False
+        tree.nodes.appeared(node, tree.nodes.numbers.real(os.fstat(node.pinned)))
+        node.unpin()
     node.add_name(parent, name)
     _take_name(parent, name, node)
+
+
+def _link(tree: MergedTree, source: bytes, directory: Directory, name: bytes) -> None:
+    """Link what *source* leads to, over a whiteout if there is one."""
+    if directory.lstat(name) is None:
+        # In one step: a file without a name is given one once, and never again.
+        os.link(source, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
+        return
+    with tree.work.temporary() as temporary:
+        os.link(source, temporary, dst_dir_fd=tree.work.fd, follow_symlinks=True)
+        _show(tree, directory, temporary, name)

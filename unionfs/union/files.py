@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from unionfs.fuse.interface import Opened
@@ -60,15 +61,22 @@ class OpenFiles:
             passthrough.refuse_writing(node)
         if node.opened is None:
             refuse_metacopy(self._tree, node)
-        if flags & os.O_TRUNC and not await copy_up(self._tree, node, size=0):
-            strip_set_ids(self._tree, node)
-            set_size(self._tree, node, 0)
+        if flags & os.O_TRUNC:
+            await self._truncate(node)
         if node.opened is None:
             node.opened = self._open_node(node, flags)
             passthrough.begin(self._tree, node, node.opened)
         elif writes and node.upper:
             make_writable(self._tree, node, node.opened)
         return self._add(node, flags)
+
+    async def _truncate(self, node: FileNode) -> None:
+        mode = self._tree.status(node).st_mode
+        if not await copy_up(self._tree, node, size=0):
+            strip_set_ids(self._tree, node)
+            set_size(self._tree, node, 0)
+        if mode & (stat.S_ISUID | stat.S_ISGID):
+            self._tree.tell_changed(node)  # of a mode that changes, the kernel knows nothing
 
     def adopt(self, node: FileNode, fd: int, flags: int) -> Opened:
         """Take over *fd*, on which a new file was made."""
@@ -99,16 +107,13 @@ class OpenFiles:
     async def write(
         self, number: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool
     ) -> int:
-        """Write all of *data* at *offset*. Waits while the file is copied up."""
+        """Write all of *data* at *offset*. Waits while the file is copied up.
+
+        Capabilities go, and setuid and setgid unless *keeps_set_ids*.
+        """
         handle = self.get(number)
-        node = handle.node
-        if not node.upper or node.loose:
-            await copy_up(self._tree, node)
-        opened = _opened(node)
-        if not opened.writable:
-            make_writable(self._tree, node, opened)
-        if not keeps_set_ids:
-            strip_set_ids(self._tree, node)
+        await self.prepare_write(handle.node, keeps_set_ids=keeps_set_ids)
+        opened = _opened(handle.node)
         written = 0
         view = memoryview(data)
         while written < len(data):
@@ -118,9 +123,30 @@ class OpenFiles:
                 if written:
                     break  # what did arrive is reported; the next write meets the error
                 raise
-        if handle.flags & _SYNCS and not self._tree.work.volatile:
-            await blocking(os.fsync, opened.fd)
+        await self.sync_if_asked(handle, opened.fd)
         return written
+
+    async def prepare_write(self, node: FileNode, *, keeps_set_ids: bool) -> None:
+        """Let an open file be upper and writable, without what a change takes away.
+
+        Waits while the file is copied up.
+        """
+        if not node.upper or node.loose:
+            await copy_up(self._tree, node)
+        opened = _opened(node)
+        if not opened.writable:
+            make_writable(self._tree, node, opened)
+        if strip_set_ids(self._tree, node, keeps_set_ids=keeps_set_ids):
+            self._tree.tell_changed(node)  # of a mode that changes, the kernel knows nothing
+
+    async def sync_if_asked(self, handle: FileHandle, fd: int) -> None:
+        """Bring a change to the disk where the open(2) asked for that."""
+        if handle.flags & _SYNCS and not self._tree.work.volatile:
+            await blocking(os.fsync, fd)
+
+    def descriptor(self, node: FileNode) -> int:
+        """Return the descriptor of an open file, good until the next await."""
+        return _opened(node).fd
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Read from the layer that has the file now. Does not wait."""

@@ -99,6 +99,7 @@ def _link_up_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes
             follow_symlinks=False,
         )
     node.extra_links -= 1
+    tree.tell_changed(parent)
 
 
 def record_count(tree: MergedTree, node: FileNode) -> None:

@@ -163,9 +163,19 @@ class DirNode(Node):
 class FileNode(Node):
     """Anything but a directory; all its names are one node."""
 
-    __slots__ = ("aliases", "backed", "extra_links", "index", "loose", "lower", "opened", "upper")
+    __slots__ = (
+        "aliases",
+        "backed",
+        "extra_links",
+        "index",
+        "linkable",
+        "loose",
+        "lower",
+        "opened",
+        "upper",
+    )
 
-    def __init__(self, ino: int, kind: int, parent: DirNode, name: bytes) -> None:
+    def __init__(self, ino: int, kind: int, parent: DirNode | None, name: bytes) -> None:
         super().__init__(ino, kind, parent, name)
         #: Further names that are known, beside (parent, name).
         self.aliases: dict[tuple[DirNode, bytes], None] | None = None
@@ -179,6 +189,8 @@ class FileNode(Node):
         self.loose = False
         #: What the link count on disk must be corrected by, to count names that are lower.
         self.extra_links = 0
+        #: Whether it was made without a name and may be given its first one (O_TMPFILE).
+        self.linkable = False
         self.opened: OpenFile | None = None
         #: Whether the kernel has ever written it without us, past the page cache.
         self.backed = False
@@ -326,6 +338,11 @@ class NodeTable:
             if self._by_real.get(real) is node:
                 del self._by_real[real]
             self._shown.pop(real, None)
+
+    def appeared(self, node: Node, real: int) -> None:
+        """Let *node*, which had no name, be found by the object *real* that it stands for."""
+        node.removed = False
+        self.stands_for(node, real)
 
     def forget(self, ino: int, count: int) -> None:
         """Give back *count* references, and the node itself when nobody knows it."""

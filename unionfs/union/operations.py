@@ -20,13 +20,15 @@ from unionfs.fuse.interface import (
     Opened,
     Statfs,
 )
+from unionfs.layer import syscalls
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
-from unionfs.union import attributes, create, remove
+from unionfs.union import attributes, create, ranges, remove
 from unionfs.union.files import OpenFiles
+from unionfs.union.flags import get_flags, get_xflags, measure_verity, set_flags
 from unionfs.union.indexed import remove_orphans
 from unionfs.union.listing import Listings
-from unionfs.union.nodes import Node
+from unionfs.union.nodes import FileNode, Node
 from unionfs.union.rename import rename
 from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
@@ -118,6 +120,26 @@ class UnionFS:
             sizes.f_namemax,
         )
 
+    async def birth_time(self, node: int) -> int | None:
+        return attributes.birth_time(self._tree, self._nodes.get(node))
+
+    async def get_flags(self, node: int) -> int:
+        return get_flags(self._tree, self._nodes.get(node))
+
+    async def set_flags(self, node: int, flags: int) -> None:
+        await set_flags(self._tree, self._nodes.get(node), flags)
+
+    async def get_xflags(self, node: int) -> bytes:
+        return get_xflags(self._tree, self._nodes.get(node))
+
+    async def measure_verity(self, node: int, size: int) -> bytes:
+        return measure_verity(self._tree, self._nodes.get(node), size)
+
+    async def syncfs(self) -> None:
+        work = self._tree.stack.work
+        if work is not None and not work.volatile:
+            await blocking(syscalls.syncfs, work.sync_fd)
+
     # Names
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
@@ -156,6 +178,16 @@ class UnionFS:
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         node, fd = create.create_file(self._tree, directory, name, mode, caller)
+        return self._created(node, fd, flags)
+
+    async def tmpfile(
+        self, parent: int, mode: int, flags: int, caller: Caller
+    ) -> tuple[Entry, Opened]:
+        directory = self._nodes.directory(parent)
+        node, fd = create.create_nameless(self._tree, directory, mode, flags, caller)
+        return self._created(node, fd, flags)
+
+    def _created(self, node: FileNode, fd: int, flags: int) -> tuple[Entry, Opened]:
         opened = self._files.adopt(node, fd, flags)
         try:
             return self._entry(node), opened
@@ -173,6 +205,18 @@ class UnionFS:
         self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
     ) -> int:
         return await self._files.write(handle, offset, data, keeps_set_ids=keeps_set_ids)
+
+    async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
+        await ranges.fallocate(self._tree, self._files, handle, offset, length, mode)
+
+    async def seek(self, handle: int, offset: int, whence: int) -> int:
+        return ranges.seek(self._files, handle, offset, whence)
+
+    async def copy_range(
+        self, source: int, source_offset: int, target: int, target_offset: int, length: int
+    ) -> int:
+        places = (source, source_offset), (target, target_offset)
+        return await ranges.copy_range(self._tree, self._files, *places, length)
 
     async def release(self, handle: int) -> None:
         self._nodes.drop_unknown(self._files.release(handle))

@@ -16,6 +16,7 @@ from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
 if TYPE_CHECKING:
     from unionfs.layer.tree import Directory
@@ -43,7 +44,10 @@ async def unlink(tree: MergedTree, parent: DirNode, name: bytes) -> None:
 
 
 async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:
-    """Remove a directory that shows nothing; ENOTEMPTY when it does. Does not wait."""
+    """Remove a directory that shows nothing; ENOTEMPTY when it does.
+
+    Waits, when all is done, while the whiteouts that were in it are removed.
+    """
     node = _present(tree, parent, name)
     if not isinstance(node, DirNode):
         fail(errno.ENOTDIR, name)
@@ -53,8 +57,10 @@ async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)
     tree.pin(node)
-    take_away(tree, directory, name, whiteout=tree.shows_below(parent, name))
+    detached = take_away(tree, directory, name, whiteout=tree.shows_below(parent, name))
     lose_directory(tree, node, parent, name)
+    if detached is not None:
+        await blocking(tree.work.discard, detached)
 
 
 def _present(tree: MergedTree, parent: DirNode, name: bytes) -> Node:
@@ -70,43 +76,46 @@ def _refuse_removal(tree: MergedTree, parent: DirNode, node: Node) -> None:
     refuse_lost_names(tree, parent)
 
 
-def take_away(tree: MergedTree, directory: Directory, name: bytes, *, whiteout: bool) -> None:
+def take_away(
+    tree: MergedTree, directory: Directory, name: bytes, *, whiteout: bool
+) -> bytes | None:
     """Remove the upper object at *name*, if there is one, in one step; leave a whiteout if asked.
 
-    A directory may still hold whiteouts of its own.
+    A directory may still hold whiteouts of its own: it is a temporary then, whose name is
+    returned, to be discarded where that holds nobody up.
     """
     status = directory.lstat(name)
     if whiteout:
-        _cover(tree, directory, name, status)
-    elif status is None:
-        pass
-    elif stat.S_ISDIR(status.st_mode):
-        _remove_directory(tree, directory, name)
-    else:
-        os.unlink(name, dir_fd=directory.fd())
+        return _cover(tree, directory, name, status)
+    if status is None:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        return _remove_directory(tree, directory, name)
+    os.unlink(name, dir_fd=directory.fd())
+    return None
 
 
 def _cover(
     tree: MergedTree, directory: Directory, name: bytes, status: os.stat_result | None
-) -> None:
+) -> bytes | None:
     if status is None:
         whiteouts.make_whiteout(directory, name)
-        return
+        return None
     work = tree.work
     temporary = whiteouts.prepare_whiteout(work, directory)
     try:
         if stat.S_ISDIR(status.st_mode):
             flags = syscalls.RENAME_EXCHANGE
             syscalls.renameat2(work.fd, temporary, directory.fd(), name, flags)
-            work.discard(temporary)
-        else:
-            os.rename(temporary, name, src_dir_fd=work.fd, dst_dir_fd=directory.fd())
+            return temporary
+        os.rename(temporary, name, src_dir_fd=work.fd, dst_dir_fd=directory.fd())
     except BaseException:
         work.discard(temporary)
         raise
+    return None
 
 
-def _remove_directory(tree: MergedTree, directory: Directory, name: bytes) -> None:
+def _remove_directory(tree: MergedTree, directory: Directory, name: bytes) -> bytes | None:
     try:
         os.rmdir(name, dir_fd=directory.fd())
     except OSError as error:
@@ -115,7 +124,8 @@ def _remove_directory(tree: MergedTree, directory: Directory, name: bytes) -> No
         work = tree.work
         temporary = work.new_name()
         os.rename(name, temporary, src_dir_fd=directory.fd(), dst_dir_fd=work.fd)
-        work.discard(temporary)
+        return temporary
+    return None
 
 
 def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -> None:

@@ -6,7 +6,8 @@ opaque where it would otherwise merge. What would show again at the old name is 
 the same step: by RENAME_WHITEOUT, or by swapping with a whiteout that was at the new name
 (the kernel's fs/overlayfs/dir.c, ovl_rename).
 
-Waits while files are copied up. The kernel holds both directories locked for the length
+Waits while files are copied up, and when all is done for the whiteouts of a directory that
+was replaced. The kernel holds both directories locked for the length
 of a rename, so names in them do not change meanwhile; only where the parents lie may,
 and that is looked up after the wait.
 """
@@ -31,6 +32,7 @@ from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
 from unionfs.union.remove import lose_directory, lose_name
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
 #: Longer redirects could not be followed by their path (limits.h, PATH_MAX).
 _REDIRECT_MAX = 4095
@@ -72,7 +74,12 @@ async def rename(
     if flags & RENAME_EXCHANGE:
         _exchange(tree, old, new)
     else:
-        _move(tree, old, new)
+        detached: list[bytes] = []
+        try:
+            _move(tree, old, new, detached)
+        finally:
+            for temporary in detached:
+                await blocking(tree.work.discard, temporary)
 
 
 def _refuse(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> None:
@@ -109,14 +116,15 @@ async def _copy_up_both(tree: MergedTree, old: _Place, new: _Place, *, exchange:
 # Moving to a name, over what may be there
 
 
-def _move(tree: MergedTree, old: _Place, new: _Place) -> None:
+def _move(tree: MergedTree, old: _Place, new: _Place, detached: list[bytes]) -> None:
+    """Move; *detached* is told of a temporary that is left, to be discarded in any case."""
     source, target = tree.upper_of(old.parent), tree.upper_of(new.parent)
     assert old.node is not None
     whiteouts.replace_whiteout_name(target, new.name)
     covers = tree.shows_below(old.parent, old.name)
     _make_movable(tree, old, new)
     if isinstance(new.node, DirNode):
-        _clear(tree, new.node, target, new.name)
+        _clear(tree, new.node, target, new.name, detached)
     if new.node is not None:
         tree.pin(new.node)
         if isinstance(new.node, FileNode):
@@ -179,7 +187,9 @@ def _rename_without_whiteout(
         work.discard(temporary)
 
 
-def _clear(tree: MergedTree, node: DirNode, directory: Directory, name: bytes) -> None:
+def _clear(
+    tree: MergedTree, node: DirNode, directory: Directory, name: bytes, detached: list[bytes]
+) -> None:
     """Make the upper part of an empty merged directory really empty, its whiteouts gone.
 
     An empty opaque directory takes its place first, so that nothing shows at any moment.
@@ -190,16 +200,14 @@ def _clear(tree: MergedTree, node: DirNode, directory: Directory, name: bytes) -
     temporary = work.new_name()
     status = os.fstat(node.upper.fd())
     os.mkdir(temporary, 0o700, dir_fd=work.fd)
-    try:
-        path = work.path_of(temporary)
-        os.chown(path, status.st_uid, status.st_gid)
-        copy_xattrs(tree, xattrs.fd_path(node.upper.fd()), path)
-        whiteouts.set_opaque(tree.marks, path)
-        os.chmod(path, stat.S_IMODE(status.st_mode))
-        syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
-        syscalls.renameat2(work.fd, temporary, directory.fd(), name, RENAME_EXCHANGE)
-    finally:
-        work.discard(temporary)
+    detached.append(temporary)  # the new one should this fail, else the old one
+    path = work.path_of(temporary)
+    os.chown(path, status.st_uid, status.st_gid)
+    copy_xattrs(tree, xattrs.fd_path(node.upper.fd()), path)
+    whiteouts.set_opaque(tree.marks, path)
+    os.chmod(path, stat.S_IMODE(status.st_mode))
+    syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
+    syscalls.renameat2(work.fd, temporary, directory.fd(), name, RENAME_EXCHANGE)
     directory.layer.descriptors.drop(node.upper)
     node.lowers = ()  # what the whiteouts hid stays hidden, should the rename fail
     node.redirect = None

@@ -94,6 +94,15 @@ class MergedTree:
             self._reported.add(message)
             log.warning(message, *arguments)
 
+    def tell_changed(self, node: Node) -> None:
+        """Let the kernel ask again for attributes of *node* that it does not know to be stale.
+
+        It knows of what its own requests change: objects it writes to or sets something
+        of, directories it makes or removes names in.
+        """
+        if self.kernel is not None:
+            self.kernel.attributes_changed(node.ino)
+
     # Names to nodes
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
