@@ -70,6 +70,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subjects = _subjects(metafunc.config)
     if metafunc.definition.get_closest_marker("device_session"):
         subjects = [name for name in subjects if name != "pyfuse3"]
+    if metafunc.definition.get_closest_marker("pyfuse3_session"):
+        subjects = [name for name in subjects if name == "pyfuse3"]
     metafunc.parametrize("subject", subjects, indirect=True, scope="session")
 
 

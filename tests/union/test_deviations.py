@@ -57,6 +57,7 @@ def fallocate(path: Path, mode: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
+@pytest.mark.pyfuse3_session
 @pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE])
 def test_fallocate_is_not_carried(both: Pair, mode: int) -> None:
     assert attempt(fallocate, both.theirs.root / "file", mode).error is None
@@ -69,6 +70,7 @@ def test_posix_fallocate_writes_instead(both: Pair) -> None:
     assert (both.ours.root / "file").read_bytes() == b"lower" + bytes(8192 - 5)
 
 
+@pytest.mark.pyfuse3_session
 def test_holes_are_not_told(both: Pair) -> None:
     def first_hole(root: Path) -> int:
         with (root / "sparse").open("wb") as file:
@@ -79,6 +81,7 @@ def test_holes_are_not_told(both: Pair) -> None:
     assert first_hole(both.ours.root) == 1 << 20
 
 
+@pytest.mark.pyfuse3_session
 def test_files_without_a_name_cannot_be_made(both: Pair) -> None:
     def make(root: Path) -> None:
         os.close(os.open(root, os.O_TMPFILE | os.O_RDWR))
@@ -87,6 +90,7 @@ def test_files_without_a_name_cannot_be_made(both: Pair) -> None:
     assert attempt(make, both.ours.root).error == "ENOTSUP"
 
 
+@pytest.mark.pyfuse3_session
 def test_ioctls_are_not_carried(both: Pair) -> None:
     def flags(root: Path) -> None:
         with (root / "file").open("rb") as file:
@@ -96,6 +100,7 @@ def test_ioctls_are_not_carried(both: Pair) -> None:
     assert attempt(flags, both.ours.root).error in ("ENOTTY", "ENOSYS")
 
 
+@pytest.mark.pyfuse3_session
 def test_birth_times_are_not_told(both: Pair) -> None:
     def knows(root: Path) -> bool:
         buffer = ctypes.create_string_buffer(256)
@@ -118,6 +123,7 @@ def test_copy_file_range_reads_and_writes(both: Pair) -> None:
     both.same_tree()
 
 
+@pytest.mark.pyfuse3_session
 def test_umask_counts_in_spite_of_a_default_acl(pair: Make, ours_only: None) -> None:
     acl = struct.pack("<I", 2) + b"".join(
         struct.pack("<HHI", tag, permissions, 0xFFFFFFFF)
@@ -139,6 +145,7 @@ def test_umask_counts_in_spite_of_a_default_acl(pair: Make, ours_only: None) -> 
     assert in_child(lambda: work(both.ours.root)) == 0o600
 
 
+@pytest.mark.pyfuse3_session
 def test_roots_writes_drop_setuid_too(pair: Make, ours_only: None) -> None:
     def make(layers: Layers) -> None:
         build.write(layers.lowers[0] / "program", "lower", 0o4755)
@@ -150,6 +157,7 @@ def test_roots_writes_drop_setuid_too(pair: Make, ours_only: None) -> None:
         assert stat.S_IMODE((one.root / "program").stat().st_mode) == mode
 
 
+@pytest.mark.pyfuse3_session
 def test_directories_copied_up_on_the_way_keep_cached_attributes(both: Pair) -> None:
     for one, links in ((both.theirs, 1), (both.ours, 3)):
         assert (one.root / "a").stat().st_nlink == 3

@@ -131,8 +131,10 @@ class DeviceSession:
     def open_backing(self, fd: int) -> int:
         if not self._passthrough:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        argument = protocol.BACKING_MAP.pack(fd, 0, 0)
-        return fcntl.ioctl(self._fd, protocol.DEV_IOC_BACKING_OPEN, argument, False)  # type: ignore[return-value]
+        # Only with a buffer that it may write does ioctl return what the kernel does.
+        argument = bytearray(protocol.BACKING_MAP.pack(fd, 0, 0))
+        backing: int = fcntl.ioctl(self._fd, protocol.DEV_IOC_BACKING_OPEN, argument)
+        return backing
 
     def close_backing(self, backing: int) -> None:
         argument = backing.to_bytes(4, protocol.BYTE_ORDER)
