@@ -116,6 +116,7 @@ class _Crash:
             program=("-m", "tests.crash.killer"),
             environment={"UNIONFS_KILL_AT": str(kill_at), "UNIONFS_KILL_FILES": str(files)},
         )
+        mounted.root.stat()  # answered when the daemon has started, its own records written
         files.with_suffix(".armed").touch()
         if operation is not None:
             system.attempt(operation, mounted.root)

@@ -97,8 +97,10 @@ class DeviceSession:
 
     def serve(self, ready: Callable[[], None]) -> None:
         self._negotiate()
-        Placement(self._options.placement).start(self._read_requests)
-        ready()
+        # Requests wait until all that belongs to the start is done: who has had an answer knows.
+        with self._lock:
+            Placement(self._options.placement).start(self._read_requests)
+            ready()
         self._events.get()
         self._end()
 
