@@ -68,6 +68,15 @@ def renameat2(old: Name, new: Name, flags: int) -> None:
     _check(_libc.renameat2(AT_FDCWD, _bytes(old), AT_FDCWD, _bytes(new), flags), old, new)
 
 
+def fallocate(path: Path, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) on a file that is opened for it."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        _check(_libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+    finally:
+        os.close(fd)
+
+
 def die_with_parent() -> None:
     """For a child between fork and exec: be killed when the test process is gone."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
