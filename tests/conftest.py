@@ -76,12 +76,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs root where there is none, and what the session cannot carry."""
+    """Skip what needs root where there is none."""
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         pytest.skip("needs root")
-    ours = item.config.getoption("--subject") == "unionfs"
-    if item.get_closest_marker("device_session") and ours:
-        pytest.skip("pyfuse3 cannot carry it")
 
 
 @pytest.fixture(autouse=True)

@@ -157,16 +157,6 @@ def test_roots_writes_drop_setuid_too(pair: Make, ours_only: None) -> None:
         assert stat.S_IMODE((one.root / "program").stat().st_mode) == mode
 
 
-@pytest.mark.pyfuse3_session
-def test_directories_copied_up_on_the_way_keep_cached_attributes(both: Pair) -> None:
-    for one, links in ((both.theirs, 1), (both.ours, 3)):
-        assert (one.root / "a").stat().st_nlink == 3
-        build.write(one.root / "a" / "b" / "c" / "new", "new")
-        assert (one.root / "a").stat().st_nlink == links
-    both.remount()
-    assert (both.ours.root / "a").stat().st_nlink == 1
-
-
 def test_times_of_append_only_files_can_be_set(pair: Make, ours_only: None) -> None:
     """Whether "now" is meant, which is allowed, or a time, which is not, is not told."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,3 +257,24 @@ def test_directory_link_counts(pair: Callable[..., Pair]) -> None:
     both.same(lambda root: (root / "parent").stat().st_nlink)
     both.same(lambda root: (root / "parent" / "one").rmdir())
     both.same_tree()
+
+
+def test_directories_copied_up_on_the_way_show_it(pair: Callable[..., Pair]) -> None:
+    """At once, though the kernel has their attributes in its cache."""
+
+    def make(layers: Layers) -> None:
+        build.write(layers.lowers[0] / "a" / "b" / "c" / "old", "old")
+        build.write(layers.lowers[0] / "a" / "d" / "file", "file")
+
+    def seen(root: Path) -> list[tuple[int, bool]]:
+        found = [path.stat() for path in (root, root / "a", root / "a" / "b", root / "a" / "d")]
+        return [(one.st_nlink, one.st_ctime_ns > both.since) for one in found]
+
+    both = pair(make)
+    both.same(seen)
+    time.sleep(0.02)
+    both.since = time.time_ns() - 10_000_000
+    both.same(lambda root: build.write(root / "a" / "b" / "c" / "new", "new"))
+    both.same(seen)
+    both.same(lambda root: (root / "a" / "d" / "file").chmod(0o600))
+    both.same(seen)

@@ -205,9 +205,8 @@ async def test_it_does_not_outlive_the_mount(layers: Layers, ours_only: None) ->
 async def test_a_read_only_union_has_none(layers: Layers, ours_only: None) -> None:
     fill(layers)
     layers.upper = layers.work = None
-    with opened(layers) as client:
-        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-            await client.fs.tmpfile(ROOT_ID, 0o600, os.O_RDWR, CALLER)
+    with opened(layers) as client, pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        await client.fs.tmpfile(ROOT_ID, 0o600, os.O_RDWR, CALLER)
 
 
 def make_and_name(directory: Path, mode: int, flags: int) -> list[Any]:
