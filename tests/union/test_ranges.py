@@ -156,6 +156,12 @@ class Told:
     def attributes_changed(self, node: int) -> None:
         self.nodes.append(node)
 
+    def open_backing(self, fd: int) -> int:
+        raise OSError(errno.EOPNOTSUPP, "no passthrough", fd)
+
+    def close_backing(self, backing: int) -> None:
+        raise AssertionError(f"{backing} was never given out")
+
 
 async def test_protected_while_it_is_open(client: Client) -> None:
     """The flag came after the open; a write goes on, as the kernel's overlayfs has it."""
@@ -316,6 +322,24 @@ def test_fallocate_as_the_kernel_has_it(pair: Make, where: str, name: str) -> No
     both.same_tree()
 
 
+@pytest.mark.device_session
+@pytest.mark.kernel_overlay
+@pytest.mark.parametrize("name", ["collapse", "insert"])
+def test_ranges_that_the_kernel_keeps_to_itself(pair: Make, ours_only: None, name: str) -> None:
+    both = pair(fill)
+    assert at_once(both.theirs.root, "lower", *RANGES[name])[0] is None
+    assert at_once(both.ours.root, "lower", *RANGES[name]) == ("ENOTSUP", DATA)
+
+
+@pytest.mark.device_session
+@pytest.mark.kernel_overlay
+def test_roots_ranges_drop_setuid_too(pair: Make, ours_only: None) -> None:
+    both = pair(fill)
+    for one, mode in ((both.theirs, 0o6755), (both.ours, 0o755)):
+        fallocate(one.root / "lower-program", 0, 0, 10)
+        assert stat.S_IMODE((one.root / "lower-program").stat().st_mode) == mode
+
+
 def map_of(path: Path) -> list[tuple[int, int]]:
     """Where data and holes begin."""
     found: list[tuple[int, int]] = []
@@ -336,8 +360,15 @@ def map_of(path: Path) -> list[tuple[int, int]]:
 @pytest.mark.kernel_overlay
 @pytest.mark.parametrize("where", ["lower", "lower-sparse", "upper-sparse"])
 def test_seek_as_the_kernel_has_it(pair: Make, where: str) -> None:
+    pair(fill).same(lambda root: map_of(root / where))
+
+
+@pytest.mark.device_session
+@pytest.mark.kernel_overlay
+@pytest.mark.parametrize("where", ["lower", "upper-sparse"])
+def test_punch_as_the_kernel_has_it(pair: Make, where: str) -> None:
+    """Not of a sparse lower: its copy has the holes that overlayfs fills."""
     both = pair(fill)
-    both.same(lambda root: map_of(root / where))
     both.same(lambda root: fallocate(root / where, PUNCH | KEEP, 8192, 8192))
     both.same(lambda root: map_of(root / where))
     both.same_tree()

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.needs_root]
 
 Make = Callable[..., Pair]
 MODES = [0o4755, 0o2755, 0o6755, 0o2745, 0o6644, 0o755]
-OWNER = 1000
+OWNER, STRANGER = 1000, 4321
 
 
 def program(path: Path, mode: int) -> None:
@@ -88,7 +88,6 @@ OWNER_CHANGES = {
     "group": Changes(gid=5),
     "both": Changes(uid=5, gid=5),
     "the same": Changes(uid=OWNER, gid=OWNER),
-    "neither": Changes(),
 }
 
 
@@ -118,6 +117,19 @@ async def test_changes_of_the_owner(client: Client, sort: str, name: str, keeps:
     assert (await seen(client, f"{sort}-directory"))[0] == 0o6775
     await change(client, f"{sort}-fifo", changes)
     assert (await seen(client, f"{sort}-fifo"))[0] == 0o775
+
+
+@pytest.mark.parametrize("sort", ["lower", "upper"])
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_no_new_owner_takes_nothing(client: Client, sort: str, keeps: bool) -> None:
+    """A stranger may ask for that: chown(path, -1, -1) is not refused by the kernel."""
+    for mode in MODES:
+        async with client.node(f"{sort}-{mode:o}") as node:
+            before = await client.fs.getattr(node)
+            after = await client.fs.setattr(node, Changes(keeps_set_ids=keeps))
+        assert await seen(client, f"{sort}-{mode:o}") == (mode, True)
+        assert (after.atime_ns, after.mtime_ns) == (before.atime_ns, before.mtime_ns)
+        assert after.ctime_ns > before.ctime_ns
 
 
 @pytest.mark.parametrize("sort", ["lower", "upper"])
@@ -181,7 +193,6 @@ ON_A_MOUNT: dict[str, Callable[[Path], Any]] = {
     "open with O_TRUNC": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
     "chown": lambda path: os.chown(path, 5, 5),
     "chown to the same": lambda path: os.chown(path, OWNER, OWNER),
-    "chown to nobody": lambda path: os.chown(path, -1, -1),
     "chgrp": lambda path: os.chown(path, -1, OWNER),
     "chmod": lambda path: os.chmod(path, 0o6711),
 }
@@ -206,7 +217,7 @@ def on_a_mount(root: Path, name: str, uid: int | None) -> list[Any]:
 @pytest.mark.device_session
 @pytest.mark.kernel_overlay
 @pytest.mark.parametrize("name", ON_A_MOUNT)
-@pytest.mark.parametrize("uid", [None, OWNER, 4321])
+@pytest.mark.parametrize("uid", [None, OWNER, STRANGER])
 def test_as_the_kernel_has_it(pair: Make, name: str, uid: int | None) -> None:
     both = pair(fill)
     both.same(lambda root: on_a_mount(root, name, uid))
@@ -226,3 +237,26 @@ def test_fallocate_by_an_ordinary_user(pair: Make) -> None:
     both = pair(fill)
     both.same(reserve)
     both.same_tree()
+
+
+@pytest.mark.device_session
+@pytest.mark.kernel_overlay
+@pytest.mark.parametrize("uid", [None, OWNER, STRANGER])
+def test_chown_to_nobody_takes_nothing(pair: Make, ours_only: None, uid: int | None) -> None:
+    """The kernel does not tell it from other requests, nor ask whether it is allowed."""
+
+    def chown(root: Path) -> list[Any]:
+        modes = []
+        for mode in MODES:
+            path = root / f"lower-{mode:o}"
+            outcome = attempt(_as_user, partial(os.chown, path, -1, -1), uid)
+            modes.append((outcome.error, stat.S_IMODE(path.stat().st_mode)))
+        return modes
+
+    both = pair(fill)
+    assert chown(both.ours.root) == [(None, mode) for mode in MODES]
+    refused = uid == STRANGER
+    theirs = [
+        ("EPERM", mode) if refused and mode & 0o6000 else (None, stripped(mode)) for mode in MODES
+    ]
+    assert chown(both.theirs.root) == theirs

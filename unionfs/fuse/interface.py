@@ -84,7 +84,7 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     keeps_set_ids: bool = False
-    """A truncation or a new owner leaves setuid and setgid: the caller has CAP_FSETID."""
+    """A truncation leaves setuid and setgid: the caller has CAP_FSETID. A new owner never does."""
 
 
 class Statfs(NamedTuple):
@@ -178,8 +178,12 @@ class FileSystem(Protocol):
     ) -> tuple[Entry, Opened]:
         """Make a regular file without a name, as O_TMPFILE does; ``link`` can give it one."""
 
-    async def open(self, node: int, flags: int) -> Opened:
-        """Open a regular file; ``O_TRUNC`` in *flags* is obeyed."""
+    async def open(self, node: int, flags: int, *, keeps_set_ids: bool = False) -> Opened:
+        """Open a regular file; ``O_TRUNC`` in *flags* is obeyed.
+
+        As any truncation it takes setuid, setgid and capabilities away; with
+        *keeps_set_ids* only capabilities.
+        """
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read up to *size* bytes, fewer only at the end."""
@@ -187,7 +191,10 @@ class FileSystem(Protocol):
     async def write(
         self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
     ) -> int:
-        """Write all of *data*, or raise. Takes setuid, setgid and capabilities away unless told."""
+        """Write all of *data*, or raise.
+
+        Takes setuid, setgid and capabilities away; with *keeps_set_ids* only capabilities.
+        """
 
     async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
         """Reserve, punch, zero, collapse or insert a range, as far as the upper can."""

@@ -20,6 +20,8 @@ from unionfs.waiting import Blocking
 if TYPE_CHECKING:
     from unionfs.fuse.interface import FileSystem
 
+#: FUSE_OPEN_KILL_SUIDGID: O_TRUNC is by one without CAP_FSETID.
+_OPEN_KILL_SUIDGID: Final = 1 << 0
 _BILLION: Final = 1_000_000_000
 _RENAME_FLAGS: Final = 3  # NOREPLACE and EXCHANGE; the kernel refuses them together
 
@@ -200,8 +202,9 @@ class Requests:
         return self._entry(entry) + _open_out(opened)
 
     async def open(self, header: Header, body: memoryview) -> Reply:
-        flags, _ = protocol.OPEN_IN.unpack_from(body)
-        return _open_out(await self._fs.open(header.node, flags))
+        flags, how = protocol.OPEN_IN.unpack_from(body)
+        keeps = not how & _OPEN_KILL_SUIDGID
+        return _open_out(await self._fs.open(header.node, flags, keeps_set_ids=keeps))
 
     async def read(self, header: Header, body: memoryview) -> Reply:
         handle, offset, size, *_ = protocol.READ_IN.unpack_from(body)

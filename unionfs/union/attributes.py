@@ -40,17 +40,23 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
         if changes.size is not None and not has_size:
             copymeta.strip_set_ids(path, tree.status(node).st_mode, keeps_set_ids=keeps)
             set_size(tree, node, changes.size)
-        if changes.uid is not None or changes.gid is not None or _is_empty(changes):
+        if changes.uid is not None or changes.gid is not None:
             _set_owner(tree, path, changes.uid, changes.gid)
         if changes.mode is not None and not stat.S_ISLNK(node.kind):
             os.chmod(path, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             syscalls.set_times(path, changes.atime_ns, changes.mtime_ns)
+        if _is_empty(changes):
+            syscalls.set_times(path, tree.status(node).st_atime_ns, None)  # ctime alone
     _may_have_set_ids(node)
 
 
 def _is_empty(changes: Changes) -> bool:
-    """Say whether this is chown(path, -1, -1), which changes ctime and takes set-ids away."""
+    """Say whether nothing is to change but ctime.
+
+    So comes chown(path, -1, -1), by whomever, and what is left of a write by one with
+    CAP_FSETID. Neither may take set-ids away: a stranger is not allowed to, root keeps them.
+    """
     return changes in (Changes(), Changes(keeps_set_ids=True))
 
 

@@ -49,9 +49,10 @@ class OpenFiles:
             fail(errno.EBADF)
         return handle
 
-    async def open(self, node: FileNode, flags: int) -> Opened:
+    async def open(self, node: FileNode, flags: int, *, keeps_set_ids: bool = False) -> Opened:
         """Open *node*. Waits while it is copied up, which only ``O_TRUNC`` asks for.
 
+        That takes setuid and setgid away unless *keeps_set_ids*, as any truncation does.
         Raises EROFS, EPERM for protected files, and what the layer says.
         """
         writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -62,7 +63,7 @@ class OpenFiles:
         if node.opened is None:
             refuse_metacopy(self._tree, node)
         if flags & os.O_TRUNC:
-            await self._truncate(node)
+            await self._truncate(node, keeps_set_ids=keeps_set_ids)
         if node.opened is None:
             node.opened = self._open_node(node, flags)
             passthrough.begin(self._tree, node, node.opened)
@@ -70,12 +71,12 @@ class OpenFiles:
             make_writable(self._tree, node, node.opened)
         return self._add(node, flags)
 
-    async def _truncate(self, node: FileNode) -> None:
+    async def _truncate(self, node: FileNode, *, keeps_set_ids: bool) -> None:
         mode = self._tree.status(node).st_mode
-        if not await copy_up(self._tree, node, size=0):
-            strip_set_ids(self._tree, node)
+        if not await copy_up(self._tree, node, size=0, keeps_set_ids=keeps_set_ids):
+            strip_set_ids(self._tree, node, keeps_set_ids=keeps_set_ids)
             set_size(self._tree, node, 0)
-        if mode & (stat.S_ISUID | stat.S_ISGID):
+        if mode & (stat.S_ISUID | stat.S_ISGID) and not keeps_set_ids:
             self._tree.tell_changed(node)  # of a mode that changes, the kernel knows nothing
 
     def adopt(self, node: FileNode, fd: int, flags: int) -> Opened:

@@ -195,8 +195,9 @@ class UnionFS:
             self._files.release(opened.handle)
             raise
 
-    async def open(self, node: int, flags: int) -> Opened:
-        return await self._files.open(self._nodes.file(node), flags)
+    async def open(self, node: int, flags: int, *, keeps_set_ids: bool = False) -> Opened:
+        found = self._nodes.file(node)
+        return await self._files.open(found, flags, keeps_set_ids=keeps_set_ids)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         return self._files.read(handle, offset, size)
