@@ -14,9 +14,11 @@ import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Final
 
 from unionfs.layer import syscalls, xattrs
+from unionfs.layer.names import NameSet
 from unionfs.layer.xattrs import Marks
 
 _OPEN_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,7 +34,7 @@ _MOST_DIRECTORIES: Final = 1024
 
 
 class Descriptors:
-    """Open directories, the most recently used ones.
+    """Open directories: those used lately stay so.
 
     A descriptor from ``Directory.fd`` stays open until many other directories have been
     used: use it at once, and not across an await.
@@ -44,32 +46,38 @@ class Descriptors:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Most of what a process may open is for the files that users open.
         self._limit = min(_MOST_DIRECTORIES, soft // 4)
-        self._open: OrderedDict[Directory, int] = OrderedDict()
-
-    def get(self, directory: Directory) -> int | None:
-        """Return the descriptor of *directory* if it is open."""
-        fd = self._open.get(directory)
-        if fd is not None:
-            self._open.move_to_end(directory)
-        return fd
+        self._open: OrderedDict[Directory, None] = OrderedDict()
 
     def put(self, directory: Directory, fd: int) -> None:
-        """Keep *fd*, closing the one that was used longest ago when there are too many."""
-        self._open[directory] = fd
+        """Let *directory* be open as *fd*; close another when there are too many."""
+        directory.descriptor = fd
+        directory.used = True
+        self._open[directory] = None
         if len(self._open) > self._limit:
-            _, oldest = self._open.popitem(last=False)
-            os.close(oldest)
+            self._close_one()
+
+    def _close_one(self) -> None:
+        """Close the first that was not used since it was last passed over here."""
+        while True:
+            oldest, _ = self._open.popitem(last=False)
+            if not oldest.used:
+                break
+            oldest.used = False
+            self._open[oldest] = None
+        os.close(oldest.descriptor)
+        oldest.descriptor = -1
 
     def drop(self, directory: Directory) -> None:
         """Close the descriptor of a directory that is no longer there."""
-        fd = self._open.pop(directory, None)
-        if fd is not None:
-            os.close(fd)
+        if directory in self._open:
+            del self._open[directory]
+            os.close(directory.descriptor)
+            directory.descriptor = -1
 
     def close(self) -> None:
         """Close all of them."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        for directory in list(self._open):
+            self.drop(directory)
 
 
 class Layer:
@@ -99,6 +107,7 @@ class Layer:
         self.uuid = uuid
         self.descriptors = descriptors
         self.root = Directory(self, None, b"")
+        self.root.descriptor = root_fd
 
     def read_mark(self, path: bytes, mark: bytes, *, follow: bool = False) -> bytes | None:
         """Return the value of *mark* on an object of this layer, ``None`` without one.
@@ -111,9 +120,15 @@ class Layer:
             path, lambda: self.marks.read(path, mark, follow=follow), follow=follow
         )
 
-    def is_opaque(self, path: bytes) -> bool:
-        """Say whether the directory at *path* has an opaque mark; errors as ``read_mark``."""
-        return self._readable(path, lambda: self.marks.opaque(path), follow=False) == b"y"
+    def directory_marks(self, path: bytes) -> tuple[bytes | None, bool]:
+        """Return the redirect of the directory at *path*, and whether it is marked opaque.
+
+        Errors as ``read_mark``.
+        """
+        if not self.marks.among(xattrs.names(path)):
+            return None, False
+        opaque = self._readable(path, lambda: self.marks.opaque(path), follow=False)
+        return self.read_mark(path, xattrs.REDIRECT), opaque == b"y"
 
     def write_mark(self, path: bytes, mark: bytes, value: bytes, *, follow: bool = False) -> None:
         """Set *mark* on an object of the upper layer, even one that its owner may not write.
@@ -179,12 +194,17 @@ class Directory:
     An upper directory keeps this object for life: a rename changes *parent* and *name*.
     """
 
-    __slots__ = ("_xwhiteouts", "layer", "name", "parent")
+    __slots__ = ("_xwhiteouts", "descriptor", "layer", "name", "names", "parent", "used")
 
     def __init__(self, layer: Layer, parent: Directory | None, name: bytes) -> None:
         self.layer = layer
         self.parent = parent
         self.name = name
+        #: The names that an upper directory may have, ``None`` where that is not known.
+        self.names: NameSet | None = None
+        #: What ``fd`` returns while the directory is open, else -1; and whether it did lately.
+        self.descriptor = -1
+        self.used = False
         self._xwhiteouts: bool | None = None
 
     def fd(self) -> int:
@@ -193,21 +213,26 @@ class Directory:
         Raises ENOENT or ENOTDIR when the layer was changed below us, EXDEV for a
         directory that another file system is mounted on.
         """
-        if self.parent is None:
-            return self.layer.root_fd
-        descriptors = self.layer.descriptors
-        fd = descriptors.get(self)
+        fd = self.descriptor
+        if fd >= 0:
+            self.used = True
+            return fd
         missing: list[Directory] = []
         directory = self
-        while fd is None:
+        while fd < 0:
             missing.append(directory)
             above = directory.parent
-            assert above is not None  # the root ends the climb below
+            assert above is not None  # the root is always open
             directory = above
-            fd = self.layer.root_fd if above.parent is None else descriptors.get(above)
+            fd = above.descriptor
         for directory in reversed(missing):
             fd = _open(directory, fd)
         return fd
+
+    def added(self, name: bytes) -> None:
+        """Learn that a name is about to be made here, be it a whiteout's."""
+        if self.names is not None:
+            self.names.add(name)
 
     def path(self) -> bytes:
         """Return the path from the layer's root, ``/`` for the root itself."""
@@ -235,8 +260,17 @@ class Directory:
 
     def lstat(self, name: bytes) -> os.stat_result | None:
         """Return the attributes of *name*, ``None`` when this layer has no such name."""
+        names = self.names
+        if names is not None and name not in names:
+            if monotonic() < names.until:
+                return None
+            self.names = None
+        fd = self.descriptor
         try:
-            return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+            if fd < 0:
+                fd = self.fd()
+            self.used = True
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as error:
             if error.errno in ABSENT:
                 return None

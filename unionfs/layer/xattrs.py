@@ -110,6 +110,10 @@ class Marks:
             return own
         return b"y" if read(path, _FOREIGN_OPAQUE, follow=follow) == b"y" else None
 
+    def among(self, names: list[bytes]) -> bool:
+        """Say whether one of *names* is a mark: most objects have none, and are asked once."""
+        return any(name.startswith((self._own, _FOREIGN_PREFIX)) for name in names)
+
     def stored(self, name: bytes) -> bytes | None:
         """Return the name under which a user's attribute *name* lies on disk.
 

@@ -55,6 +55,7 @@ def _copy_up_one_directory(tree: MergedTree, node: DirNode) -> None:
         move_into(tree, name, tree.upper_of(parent), node.name)
     set_final_mode(tree, tree.upper_of(parent), node.name, status.st_mode)
     node.upper = Directory(tree.upper_layer, parent.upper, node.name)
+    node.upper.names = tree.sieves.empty()
     tree.nodes.stands_for(node, tree.nodes.numbers.real(tree.status(node)))
     tree.tell_changed(node)
     tree.tell_changed(parent)  # its change time: a name in it was put in place

@@ -175,6 +175,7 @@ def mark_impure(tree: MergedTree, directory: Directory) -> None:
 def move_into(tree: MergedTree, temporary: bytes, directory: Directory, name: bytes) -> None:
     """Move a complete temporary to *name*; the directory's times show no change."""
     mark_impure(tree, directory)
+    directory.added(name)
     with unchanged_times(directory), writable(directory):
         flags = syscalls.RENAME_NOREPLACE
         syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)

@@ -207,6 +207,7 @@ def _inherit_acl(directory: Directory, path: bytes, mode: int, umask: int, *, fo
 
 def _show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:
     """Move a complete temporary to *name*, over a whiteout if there is one."""
+    directory.added(name)
     os.rename(temporary, name, src_dir_fd=tree.work.fd, dst_dir_fd=directory.fd())
 
 
@@ -226,6 +227,7 @@ def _new_directory(
     real = tree.nodes.numbers.real(status)
     ino = tree.nodes.number_for(real, real)
     upper = Directory(directory.layer, directory, name)
+    upper.names = tree.sieves.empty()
     node = DirNode(ino, parent, name, upper, ())
     tree.nodes.add(node, real)
     _take_name(parent, name, node)
@@ -264,6 +266,7 @@ async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -
 def _link(tree: MergedTree, source: bytes, directory: Directory, name: bytes) -> None:
     """Link what *source* leads to, over a whiteout if there is one."""
     if directory.lstat(name) is None:
+        directory.added(name)
         # In one step: a file without a name is given one once, and never again.
         os.link(source, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
         return

@@ -90,6 +90,7 @@ def _link_up_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes
         difference = status.st_nlink + node.extra_links - lower.st_nlink
         record_links_of_lower(tree.upper_layer, tree.index_path(node.index), difference)
     mark_impure(tree, directory)
+    directory.added(name)
     with unchanged_times(directory), writable(directory):
         os.link(
             node.index,

@@ -30,13 +30,15 @@ class Found(NamedTuple):
     """What shows under a name.
 
     *places* are the directories that merge (for a directory), or the one directory in
-    which *name* lies (for anything else), topmost first.
+    which *name* lies (for anything else), topmost first. *below* are the attributes of the
+    second directory that merges.
     """
 
     status: os.stat_result
     name: bytes
     places: tuple[Directory, ...]
     redirect: bytes | None = None
+    below: os.stat_result | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -45,42 +47,57 @@ class Found(NamedTuple):
 
 
 def find(
-    lowers: Sequence[Layer], places: Sequence[Directory], name: bytes, depth: int = 0
+    lowers: Sequence[Layer],
+    places: Sequence[Directory],
+    name: bytes,
+    depth: int = 0,
+    *,
+    candidates: Sequence[Directory] | None = None,
 ) -> Found | None:
     """Return what shows under *name* in the directory that *places* make up.
 
     *lowers* are all lower layers, for redirects that begin at their roots, and *depth* is
-    how many such redirects led here. Raises EINVAL for a redirect that is malformed, ELOOP
-    for one behind too many others, and whatever error a layer has.
+    how many such redirects led here. *candidates* are those of the places that may have
+    the name, or a whiteout of it, where that is known. Raises EINVAL for a redirect that
+    is malformed, ELOOP for one behind too many others, and whatever error a layer has.
     """
-    top: Found | None = None
+    asked = places if candidates is None else candidates
     merged: list[Directory] = []
+    shown: list[os.stat_result] = []
+    first: bytes | None = None
     number = 0
-    while number < len(places):
-        directory = places[number]
+    while number < len(asked):
+        directory = asked[number]
         number += 1
         status = directory.lstat(name)
         if status is None:
-            if number < len(places) and whiteouts.has_whiteout_name(directory, name):
+            if number < len(asked) and whiteouts.has_whiteout_name(directory, name):
                 break
             continue
         if whiteouts.is_whiteout(directory, name, status):
             break
         if not stat.S_ISDIR(status.st_mode):
-            if top is None:
+            if not merged:
                 return Found(status, name, (directory,))
             break
+        redirect, ends = _continues(lowers, directory, name, more=number < len(asked))
+        if not merged:
+            first = redirect
         merged.append(Directory(directory.layer, directory, name))
-        redirect, ends = _continues(lowers, directory, name, more=number < len(places))
-        top = top or Found(status, name, (), redirect)
+        shown.append(status)
         if ends:
             break
         if redirect is not None and redirect.startswith(b"/"):
             places, name = _lead(lowers, directory.layer.index, redirect, depth)
-            number = 0
+            asked, number = places, 0
         elif redirect is not None:
             name = _component(redirect)
-    return None if top is None else top._replace(places=tuple(merged))
+            # Nobody knows yet which of the others may have that name.
+            asked, number = places, places.index(directory) + 1
+    if not merged:
+        return None
+    below = shown[1] if len(shown) > 1 else None
+    return Found(shown[0], merged[0].name, tuple(merged), first, below)
 
 
 def _continues(
@@ -94,10 +111,10 @@ def _continues(
     if layer.index == len(lowers):
         return None, True
     try:
-        redirect = layer.read_mark(xattrs.entry_path(directory.fd(), name), xattrs.REDIRECT)
-        if not more and redirect is None:
-            return None, True
-        return redirect, whiteouts.is_opaque(directory, name)
+        redirect, opaque = layer.directory_marks(xattrs.entry_path(directory.fd(), name))
+        if opaque or (not more and redirect is None):
+            return redirect, True
+        return redirect, whiteouts.is_opaque_by_name(directory, name)
     except PermissionError:
         # Marks that we may not read could be hiding things: show less, never what was deleted.
         return None, True

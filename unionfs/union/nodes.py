@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unionfs.layer.tree import Directory
+    from unionfs.union.sieve import Sieve, Sieves
 
 #: Below this, numbers are inode numbers of the first device; the bits above name others.
 _DEVICE_SHIFT: Final = 51
@@ -115,7 +116,7 @@ class Node:
 class DirNode(Node):
     """A directory: where it lies in each layer, and which of its names the kernel knows."""
 
-    __slots__ = ("children", "listers", "listing", "lowers", "redirect", "upper")
+    __slots__ = ("children", "listers", "listing", "lowers", "redirect", "sieve", "upper")
 
     def __init__(
         self,
@@ -131,6 +132,8 @@ class DirNode(Node):
         #: What the upper directory's redirect mark says, ``None`` without one.
         self.redirect: bytes | None = None
         self.children: dict[bytes, Node] = {}
+        #: What is known of where its names lie, once that has cost too much.
+        self.sieve: Sieve | None = None
         #: The merged names, kept while anyone lists them and nothing changes.
         self.listing: list[bytes] | None = None
         self.listers = 0
@@ -259,8 +262,9 @@ class OpenFile:
 class NodeTable:
     """All nodes by number, and by the objects they stand for."""
 
-    def __init__(self, root: DirNode, numbers: Numbers) -> None:
+    def __init__(self, root: DirNode, numbers: Numbers, sieves: Sieves) -> None:
         self.numbers = numbers
+        self._sieves = sieves
         self.root = root
         root.lookups = 1
         self._nodes: dict[int, Node] = {root.ino: root}
@@ -377,6 +381,7 @@ class NodeTable:
             if parent.children.get(name) is node:
                 del parent.children[name]
         if isinstance(node, DirNode):
+            self._sieves.drop(node)
             for directory in node.places():
                 directory.layer.descriptors.drop(directory)
         node.unpin()

@@ -55,14 +55,14 @@ class UnionFS:
         if name in (b".", b".."):
             above = directory.parent if name == b".." else directory
             return self._entry(above or directory)
-        node = self._tree.child(directory, name)
+        node, status = self._tree.look(directory, name)
         if node is None:
             fail(errno.ENOENT, name)
-        return self._entry(node)
+        return self._entry(node, status)
 
-    def _entry(self, node: Node) -> Entry:
+    def _entry(self, node: Node, status: os.stat_result | None = None) -> Entry:
         """Return the entry for *node*, counted as a reference of the kernel's."""
-        entry = Entry(node.ino, self._tree.attr(node))
+        entry = Entry(node.ino, self._tree.attr(node, status))
         node.lookups += 1
         return entry
 

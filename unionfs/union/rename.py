@@ -144,6 +144,7 @@ def _rename_upper(
     """Rename in the upper layer; what is at the new name is replaced, be it a whiteout."""
     old_fd, new_fd = old[0].fd(), new[0].fd()
     source, target = old[0].lstat(old[1]), new[0].lstat(new[1])
+    new[0].added(new[1])
     if source is None:
         fail(errno.ESTALE)  # a layer was changed below us
     if target is not None and stat.S_ISDIR(source.st_mode) > stat.S_ISDIR(target.st_mode):

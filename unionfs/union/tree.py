@@ -19,8 +19,10 @@ from unionfs.layer import handles, xattrs
 from unionfs.layer.tree import ABSENT
 from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
 from unionfs.union import merge, whiteouts
+from unionfs.union.adopt import adopt
 from unionfs.union.links import read_extra_links
 from unionfs.union.nodes import DirNode, FileNode, Node, NodeTable, Numbers
+from unionfs.union.sieve import Sieves
 
 if TYPE_CHECKING:
     from unionfs.layer.stack import LayerStack
@@ -45,7 +47,8 @@ class MergedTree:
         self.stack = stack
         self.options = options
         self.marks = stack.marks
-        self.nodes = NodeTable(*self._root())
+        self.sieves = Sieves(options.timeout)
+        self.nodes = NodeTable(*self._root(), self.sieves)
         self.kernel: Kernel | None = None
         self._reported: set[str] = set()
 
@@ -110,25 +113,40 @@ class MergedTree:
 
         Raises ENAMETOOLONG, and whatever error a layer has.
         """
-        if len(name) > _NAME_MAX:
-            fail(errno.ENAMETOOLONG, name)
-        if whiteouts.is_reserved(name):
-            return None
+        return self.look(parent, name)[0]
+
+    def look(self, parent: DirNode, name: bytes) -> tuple[Node | None, os.stat_result | None]:
+        """Return ``child``, and its attributes as its layer has them if they had to be read."""
         node = parent.children.get(name)
         if node is not None:
-            if self._still_there(node):
-                return node
+            try:
+                status = self.status(node)
+                if stat.S_IFMT(status.st_mode) == node.kind:
+                    return node, status
+            except (FileNotFoundError, NotADirectoryError):
+                pass
             # A layer was changed below us: look again, under a new number.
             del parent.children[name]
             self._disown(node, parent, name)
-        found = merge.find(self.stack.lowers, parent.places(), name)
-        return None if found is None else self._adopt(parent, name, found)
+        if len(name) > _NAME_MAX:
+            fail(errno.ENAMETOOLONG, name)
+        if whiteouts.is_reserved(name):
+            return None, None
+        found = self._find(parent, name)
+        return (None, None) if found is None else adopt(self, parent, name, found)
 
-    def _still_there(self, node: Node) -> bool:
-        try:
-            return stat.S_IFMT(self.status(node).st_mode) == node.kind
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+    def _find(self, parent: DirNode, name: bytes) -> Found | None:
+        sieves = self.sieves
+        if not sieves.lifetime:
+            return merge.find(self.stack.lowers, parent.places(), name)
+        candidates = sieves.candidates(parent, name)
+        if not candidates:
+            return None
+        places = parent.places()
+        found = merge.find(self.stack.lowers, places, name, candidates=candidates)
+        if len(candidates) == len(places):
+            sieves.asked(parent, candidates, found)
+        return found
 
     def _disown(self, node: Node, parent: DirNode, name: bytes) -> None:
         if isinstance(node, FileNode):
@@ -137,113 +155,16 @@ class MergedTree:
 
     def shows_below(self, parent: DirNode, name: bytes) -> bool:
         """Say whether a lower layer would show *name* if the upper one had nothing there."""
-        if not parent.lowers:
-            return False
-        return merge.find(self.stack.lowers, parent.lowers, name) is not None
+        return self.find_below(parent, name) is not None
 
-    def _adopt(self, parent: DirNode, name: bytes, found: Found) -> Node:
-        node: Node
-        if found.is_directory:
-            node = self._adopt_directory(parent, name, found)
-        else:
-            node = self._adopt_file(parent, name, found)
-        parent.children[name] = node
-        return node
-
-    def _adopt_directory(self, parent: DirNode, name: bytes, found: Found) -> DirNode:
-        upper: Directory | None = None
-        lowers = found.places
-        origin = found.status
-        if self.stack.upper is not None and lowers[0].layer is self.stack.upper:
-            upper, lowers = lowers[0], lowers[1:]
-            if lowers:
-                origin = os.fstat(lowers[0].fd())
-        real = self.nodes.numbers.real(origin)
-        ino = self.nodes.number_for(real, real)
-        node = DirNode(ino, parent, name, upper, lowers)
-        node.redirect = found.redirect if upper is not None else None
-        self.nodes.add(node)
-        self.nodes.stands_for(node, real)
-        return node
-
-    def _adopt_file(self, parent: DirNode, name: bytes, found: Found) -> FileNode:
-        directory = found.places[0]
-        if directory.layer is self.stack.upper:
-            return self._adopt_upper_file(parent, name, found.status)
-        real = self.nodes.numbers.real(found.status)
-        known = self.nodes.by_real(real)
-        if isinstance(known, FileNode):
-            known.add_name(parent, name)
-            known.lower = known.lower or (directory, name)
-            known.loose = known.index is not None
-            return known
-        ino = self.nodes.number_for(real, real)
-        node = FileNode(ino, stat.S_IFMT(found.status.st_mode), parent, name)
-        node.lower = (directory, name)
-        self.nodes.add(node, real)
-        if found.status.st_nlink > 1 and self.stack.work is not None:
-            self._find_copy(node, found.status)
-        return node
-
-    def _adopt_upper_file(self, parent: DirNode, name: bytes, status: os.stat_result) -> FileNode:
-        real = self.nodes.numbers.real(status)
-        known = self.nodes.by_real(real)
-        if isinstance(known, FileNode):
-            known.add_name(parent, name)
-            known.unpin()
-            return known
-        origin, below = self._origin(parent, name, status)
-        ino = self.nodes.number_for(real, real if below is None else self.nodes.numbers.real(below))
-        node = FileNode(ino, stat.S_IFMT(status.st_mode), parent, name)
-        node.upper = True
-        self.nodes.add(node, real)
-        if origin is not None and status.st_nlink > 1 and self.stack.work is not None:
-            index = origin.hex().encode()
-            if self._index_status(index, status) is not None:
-                node.index = index
-                node.extra_links = self._extra_links(index, status, below)
-                if below is not None:
-                    self.nodes.stands_for(node, self.nodes.numbers.real(below))
-        return node
-
-    # Origins and the index
-
-    def _origin(
-        self, parent: DirNode, name: bytes, status: os.stat_result
-    ) -> tuple[bytes | None, os.stat_result | None]:
-        """Return the origin mark of an upper object, and the lower object it came from."""
-        if not self.stack.lowers:
-            return None, None
-        upper = self.upper_of(parent)
-        try:
-            origin = upper.layer.read_mark(xattrs.entry_path(upper.fd(), name), xattrs.ORIGIN)
-        except PermissionError:
-            origin = None  # another's file: it can do without
-        if origin is not None and not handles.is_valid(origin):
-            origin = None
-        below = None if origin is None else self.stack.decode(origin)
-        unmarkable = self.marks.user and not stat.S_ISREG(status.st_mode)
-        if below is None and (origin is not None or unmarkable):
-            # A handle that cannot be decoded, or a mark that cannot be: the lower object at
-            # the same path, if it is that one.
-            below = self._same_path(parent, name, status, origin)
-        return origin, below
-
-    def _same_path(
-        self, parent: DirNode, name: bytes, status: os.stat_result, origin: bytes | None
-    ) -> os.stat_result | None:
-        try:
-            found = merge.find(self.stack.lowers, parent.lowers, name)
-        except OSError:
+    def find_below(self, parent: DirNode, name: bytes) -> Found | None:
+        """Return what the lower layers show as *name* in *parent*."""
+        candidates = self.sieves.below(parent, name)
+        if not candidates:
             return None
-        if found is None or stat.S_IFMT(found.status.st_mode) != stat.S_IFMT(status.st_mode):
-            return None
-        directory = found.places[0]
-        if origin is not None and origin != handles.encode(
-            directory.fd(), found.name, directory.layer.uuid
-        ):
-            return None
-        return found.status
+        return merge.find(self.stack.lowers, parent.lowers, name, candidates=candidates)
+
+    # The index
 
     def index_name(self, node: FileNode) -> bytes:
         """Return the name that the lower object of *node* has in the index.
@@ -260,9 +181,10 @@ class MergedTree:
             return TEMPORARY_INDEX + b"%x" % real
         return origin.hex().encode()
 
-    def _index_status(
+    def index_status(
         self, index: bytes, same_as: os.stat_result | None = None
     ) -> os.stat_result | None:
+        """Return the attributes of an entry of the index, if there is one, and it is *same_as*."""
         try:
             status = os.stat(index, dir_fd=self.work.index_fd, follow_symlinks=False)
         except OSError as error:
@@ -275,21 +197,11 @@ class MergedTree:
         """Return the path that leads to an entry of the index."""
         return xattrs.entry_path(self.work.index_fd, index)
 
-    def _extra_links(
+    def extra_links(
         self, index: bytes, status: os.stat_result, lower: os.stat_result | None
     ) -> int:
+        """Return by how many names an entry of the index has more than its link count says."""
         return read_extra_links(self.upper_layer, self.index_path(index), status, lower)
-
-    def _find_copy(self, node: FileNode, lower: os.stat_result) -> None:
-        """Let *node* be its copy, if another name of it was copied up before."""
-        index = self.index_name(node)
-        status = self._index_status(index)
-        if status is None or stat.S_IFMT(status.st_mode) != node.kind:
-            return
-        node.index = index
-        node.upper = node.loose = True
-        node.extra_links = self._extra_links(index, status, lower)
-        self.nodes.stands_for(node, self.nodes.numbers.real(status))
 
     # Nodes to objects
 
@@ -347,9 +259,10 @@ class MergedTree:
         if node.pinned < 0:
             node.pin(self.open_object(node))
 
-    def attr(self, node: Node) -> Attr:
-        """Return the attributes that *node* shows."""
-        status = self.status(node)
+    def attr(self, node: Node, status: os.stat_result | None = None) -> Attr:
+        """Return the attributes that *node* shows; *status* are its layer's, if just read."""
+        if status is None:
+            status = self.status(node)
         options = self.options
         return Attr(
             node.ino,

@@ -39,9 +39,10 @@ def hidden_by(name: bytes) -> bytes | None:
 
 def is_whiteout(directory: Directory, name: bytes, status: os.stat_result) -> bool:
     """Say whether *name*, whose attributes are *status*, is a whiteout itself."""
-    if stat.S_ISCHR(status.st_mode):
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFCHR:
         return status.st_rdev == 0
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0 and directory.xwhiteouts:
+    if kind == stat.S_IFREG and status.st_size == 0 and directory.xwhiteouts:
         path = xattrs.entry_path(directory.fd(), name)
         return directory.layer.marks.read(path, xattrs.WHITEOUT) is not None
     return False
@@ -53,13 +54,10 @@ def has_whiteout_name(directory: Directory, name: bytes) -> bool:
     return len(hiding) <= _NAME_MAX and directory.lstat(hiding) is not None
 
 
-def is_opaque(directory: Directory, name: bytes) -> bool:
-    """Say whether the directory *name* in *directory* hides what is below it."""
-    path = xattrs.entry_path(directory.fd(), name)
-    if directory.layer.is_opaque(path):
-        return True
+def is_opaque_by_name(directory: Directory, name: bytes) -> bool:
+    """Say whether a name in, or beside, the directory *name* hides what is below it."""
     try:
-        os.lstat(path + b"/" + _OPAQUE_NAME)
+        os.stat(name + b"/" + _OPAQUE_NAME, dir_fd=directory.fd(), follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return has_whiteout_name(directory, name)
     except PermissionError:
@@ -82,6 +80,7 @@ def set_opaque(marks: Marks, path: bytes) -> None:
 
 def make_whiteout(directory: Directory, name: bytes) -> None:
     """Make a whiteout at *name*, where the upper directory has nothing."""
+    directory.added(name)
     if not _make_device(directory.fd(), name):
         _make_marked(directory, directory.fd(), name)
 
