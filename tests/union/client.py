@@ -183,11 +183,7 @@ class Client:
 
     async def names(self, path: str) -> list[str]:
         async with self.node(path) as node:
-            handle = await self.fs.opendir(node)
-            try:
-                listed = [one for one in await self.fs.readdir(handle, 0) if self._take(one)]
-            finally:
-                await self.fs.releasedir(handle)
+            listed = [one for one in await self.fs.readdir_plus(node, 0) if self._take(one)]
         for one in listed:
             if one.entry is not None:
                 self.forget(one.entry.node)

@@ -52,6 +52,18 @@ class DirectoryEntry(NamedTuple):
     entry: Entry | None
 
 
+class ListedName(NamedTuple):
+    """One name of a listing without attributes: *ino* and type (``S_IFMT``) are those of stat.
+
+    *offset* continues after it.
+    """
+
+    name: bytes
+    offset: int
+    ino: int
+    kind: int
+
+
 class Caller(NamedTuple):
     """Who asks: the file system ids, the thread, and the umask not yet applied to modes."""
 
@@ -231,16 +243,18 @@ class FileSystem(Protocol):
     async def fsync(self, handle: int, *, data_only: bool) -> None:
         """Bring a file to the disk."""
 
-    async def opendir(self, node: int) -> int:
-        """Open a directory for listing; returns a handle."""
+    async def readdir_plus(self, node: int, offset: int) -> Iterator[DirectoryEntry]:
+        """Yield what follows *offset* in a directory; 0 begins anew and sees the present state.
 
-    async def readdir(self, handle: int, offset: int) -> Iterator[DirectoryEntry]:
-        """Yield what follows *offset*; 0 begins anew and sees the present state."""
+        Offsets belong to names: they stay good, for whoever continues after them, while
+        the directory changes. No directory need be open for it. ``.`` and ``..`` come first;
+        of their attributes only number and type count.
+        """
 
-    async def releasedir(self, handle: int) -> None:
-        """Forget a directory handle."""
+    async def readdir_names(self, node: int, offset: int) -> Iterator[ListedName]:
+        """Yield as ``readdir_plus``, without attributes and mostly without asking for them."""
 
-    async def fsyncdir(self, handle: int, *, data_only: bool) -> None:
+    async def fsyncdir(self, node: int, *, data_only: bool) -> None:
         """Bring a directory's entries to the disk."""
 
     async def statfs(self) -> Statfs:

@@ -334,11 +334,11 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def opendir(self, inode: int, ctx: Any) -> int:
-        return await self._fs.opendir(inode)
+        return inode  # a directory is listed by its number, and need not be opened
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        for name, offset, entry in await self._fs.readdir(fh, start_id):
+        for name, offset, entry in await self._fs.readdir_plus(fh, start_id):
             shown = _unknown() if entry is None else self._entry(entry)
             if not pyfuse3.readdir_reply(token, name, shown, offset):
                 return
@@ -347,7 +347,7 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def releasedir(self, fh: int) -> None:
-        await self._fs.releasedir(fh)
+        pass
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

@@ -254,17 +254,12 @@ class Requests:
     # Directories
 
     async def opendir(self, header: Header, body: memoryview) -> Reply:
-        handle = await self._fs.opendir(header.node)
-        return protocol.OPEN_OUT.pack(
-            handle, protocol.FOPEN_KEEP_CACHE | protocol.FOPEN_CACHE_DIR, 0
-        )
+        return protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE | protocol.FOPEN_CACHE_DIR, 0)
 
     async def readdir(self, header: Header, body: memoryview) -> Reply:
-        handle, offset, size, *_ = protocol.READ_IN.unpack_from(body)
+        _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
         reply = bytearray()
-        for name, following, entry in await self._fs.readdir(handle, offset):
-            kind = 0 if entry is None else entry.attr.mode
-            number = _UNKNOWN_NODE if entry is None else entry.attr.ino
+        for name, following, number, kind in await self._fs.readdir_names(header.node, offset):
             packed = protocol.pack_dirent(name, number, following, kind)
             if len(reply) + len(packed) > size:
                 break
@@ -272,9 +267,9 @@ class Requests:
         return reply
 
     async def readdirplus(self, header: Header, body: memoryview) -> Reply:
-        handle, offset, size, *_ = protocol.READ_IN.unpack_from(body)
+        _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
         reply = bytearray()
-        for name, following, entry in await self._fs.readdir(handle, offset):
+        for name, following, entry in await self._fs.readdir_plus(header.node, offset):
             dots = name in (b".", b"..")
             if entry is None:
                 packed = _NO_ENTRY + protocol.pack_dirent(name, _UNKNOWN_NODE, following, 0)
@@ -290,12 +285,11 @@ class Requests:
         return reply
 
     async def releasedir(self, header: Header, body: memoryview) -> Reply:
-        await self._fs.releasedir(protocol.RELEASE_IN.unpack_from(body)[0])
         return b""
 
     async def fsyncdir(self, header: Header, body: memoryview) -> Reply:
-        handle, flags, _ = protocol.FSYNC_IN.unpack_from(body)
-        await self._fs.fsyncdir(handle, data_only=bool(flags & protocol.FSYNC_FDATASYNC))
+        _, flags, _ = protocol.FSYNC_IN.unpack_from(body)
+        await self._fs.fsyncdir(header.node, data_only=bool(flags & protocol.FSYNC_FDATASYNC))
         return b""
 
     # The rest

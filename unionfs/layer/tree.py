@@ -194,7 +194,7 @@ class Directory:
     An upper directory keeps this object for life: a rename changes *parent* and *name*.
     """
 
-    __slots__ = ("_xwhiteouts", "descriptor", "layer", "name", "names", "parent", "used")
+    __slots__ = ("_xwhiteouts", "descriptor", "layer", "name", "names", "parent", "used", "version")
 
     def __init__(self, layer: Layer, parent: Directory | None, name: bytes) -> None:
         self.layer = layer
@@ -202,6 +202,8 @@ class Directory:
         self.name = name
         #: The names that an upper directory may have, ``None`` where that is not known.
         self.names: NameSet | None = None
+        #: How many names were made here.
+        self.version = 0
         #: What ``fd`` returns while the directory is open, else -1; and whether it did lately.
         self.descriptor = -1
         self.used = False
@@ -231,6 +233,7 @@ class Directory:
 
     def added(self, name: bytes) -> None:
         """Learn that a name is about to be made here, be it a whiteout's."""
+        self.version += 1
         if self.names is not None:
             self.names.add(name)
 

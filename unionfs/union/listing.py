@@ -1,119 +1,239 @@
-"""Open directories: a listing is a snapshot of the merged names, renewed by rewinding.
+"""Listings: what a directory shows, from a position on, with attributes or without.
 
-The snapshot belongs to the node and is shared by all who list it while nothing changes;
-offsets are positions in it, so that a listing neither repeats nor loses a name, and a
-name that is gone by the time it is reached is left out.
+Positions belong to names, not to a stream (``snapshot``), so that nobody need open a
+directory to list it. A snapshot is kept while somebody may be in the midst of it, and is
+taken anew from the present state by those who begin.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
+import stat
+from collections import OrderedDict
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from unionfs.fuse.interface import Attr, DirectoryEntry, Entry
+from unionfs.fuse.interface import Attr, DirectoryEntry, Entry, ListedName
+from unionfs.layer import xattrs
 from unionfs.union import merge
-from unionfs.union.tree import MergedTree, fail
+from unionfs.union.adopt import adopt
+from unionfs.union.snapshot import DOTS, Snapshot
 from unionfs.waiting import blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from unionfs.union.merge import Listed
     from unionfs.union.nodes import DirNode, Node
+    from unionfs.union.tree import MergedTree
 
 #: Names gathered before other requests get their turn.
 _BATCH: Final = 2000
-#: A name that went between gathering and listing.
-_GONE: Final = Entry(0, Attr(*[0] * 12))
-#: ``.`` and ``..`` come before the names.
-_DOTS: Final = 2
-
-
-class _Listing:
-    __slots__ = ("names", "node")
-
-    def __init__(self, node: DirNode) -> None:
-        self.node = node
-        self.names: list[bytes] | None = None
+#: Snapshots, and names in all of them, that are kept for those in the midst of a listing.
+_MOST_SNAPSHOTS: Final = 64
+_MOST_NAMES: Final = 500_000
+#: Seconds until nobody is thought to be in the midst of a listing any more.
+_PATIENCE: Final = 60.0
 
 
 class Listings:
-    """The directories that the kernel has open."""
+    """The snapshots of directories that are being listed, and who has opened them."""
 
     def __init__(self, tree: MergedTree) -> None:
         self._tree = tree
-        self._listings: dict[int, _Listing] = {}
-        self._numbers = itertools.count(1)
+        #: The one that was read longest ago comes first.
+        self._kept: OrderedDict[DirNode, Snapshot] = OrderedDict()
+        self._total = 0
 
-    def open(self, node: DirNode) -> int:
-        """Return a handle for listing *node*."""
-        number = next(self._numbers)
-        self._listings[number] = _Listing(node)
-        node.listers += 1
-        return number
+    async def entries(self, node: DirNode, offset: int) -> Iterator[DirectoryEntry]:
+        """Return what follows *offset*, with attributes. Gives way while it gathers many names."""
+        return self._entries(node, await self._snapshot(node, offset), offset)
 
-    def get(self, number: int) -> DirNode:
-        """Return the directory of a handle; EBADF for one that is not open."""
-        listing = self._listings.get(number)
-        if listing is None:
-            fail(errno.EBADF)
-        return listing.node
+    async def names(self, node: DirNode, offset: int) -> Iterator[ListedName]:
+        """Return what follows *offset*, without attributes. Gives way as ``entries``."""
+        return self._names(node, await self._snapshot(node, offset), offset)
 
-    def release(self, number: int) -> None:
-        """Forget a handle; the last one takes the snapshot along."""
-        node = self.get(number)
-        del self._listings[number]
-        node.listers -= 1
-        if node.listers == 0:
+    # Snapshots
+
+    async def _snapshot(self, node: DirNode, offset: int) -> Snapshot:
+        """Return names to go on with after *offset*, those of now when it is the beginning."""
+        snapshot = self._kept.get(node)
+        if snapshot is not None and offset == 0 and not self._is_fresh(node, snapshot):
+            snapshot = None
+        if snapshot is None:
+            snapshot = await self._gather(node)
+        snapshot.used = monotonic()
+        self._keep(node, snapshot)
+        return snapshot
+
+    def _is_fresh(self, node: DirNode, snapshot: Snapshot) -> bool:
+        """Say whether every name still lies where *snapshot* has it."""
+        return not snapshot.stale and snapshot.version == _version(node)
+
+    async def _gather(self, node: DirNode) -> Snapshot:
+        places, version = node.places(), _version(node)
+        read: list[list[bytes]] = []
+        listed: list[Listed] = []
+        source = merge.list_entries(places, read)
+        while True:
+            batch = list(itertools.islice(source, _BATCH))
+            listed += batch
+            if len(batch) < _BATCH:
+                break
+            await blocking(os.sched_yield)
+        snapshot = Snapshot(places, listed)
+        snapshot.version = version
+        if version == _version(node) and not node.removed:
+            self._tree.sieves.learn(node, read)
+        return snapshot
+
+    def _keep(self, node: DirNode, snapshot: Snapshot) -> None:
+        self.drop(node)
+        node.listing = self._kept[node] = snapshot
+        self._total += len(snapshot)
+        while len(self._kept) > 1:
+            oldest, first = next(iter(self._kept.items()))
+            few = len(self._kept) <= _MOST_SNAPSHOTS and self._total <= _MOST_NAMES
+            if few and first.used + _PATIENCE > snapshot.used:
+                break
+            self.drop(oldest)
+
+    def drop(self, node: DirNode) -> None:
+        """Forget the snapshot of *node*."""
+        snapshot = self._kept.pop(node, None)
+        if snapshot is not None:
+            self._total -= len(snapshot)
             node.listing = None
 
-    async def read(self, number: int, offset: int) -> Iterator[DirectoryEntry]:
-        """Return what follows *offset*. Gives way to others while it gathers many names."""
-        node = self.get(number)
-        listing = self._listings[number]
-        if offset == 0 or listing.names is None:
-            if node.listing is None:
-                node.listing = await self._gather(node)
-            listing.names = node.listing
-        return self._entries(node, listing.names, offset)
+    def _done(self, node: DirNode, snapshot: Snapshot) -> None:
+        """Forget a snapshot that was read to its end."""
+        if node.listing is snapshot:
+            self.drop(node)
 
-    async def _gather(self, node: DirNode) -> list[bytes]:
-        names: list[bytes] = []
-        for name in merge.list_names(node.places()):
-            names.append(name)
-            if len(names) % _BATCH == 0:
-                await blocking(os.sched_yield)
-        return names
+    # With attributes
 
-    def _entries(self, node: DirNode, names: list[bytes], offset: int) -> Iterator[DirectoryEntry]:
-        for position, name in enumerate((b".", b".."), start=1):
-            if offset < position:
-                above = node if position == 1 or node.parent is None else node.parent
-                yield DirectoryEntry(name, position, self._entry(above))
-        for index in range(max(offset - _DOTS, 0), len(names)):
-            child, entry = self._look(node, names[index])
-            if entry is _GONE:
+    def _entries(self, node: DirNode, snapshot: Snapshot, offset: int) -> Iterator[DirectoryEntry]:
+        for position, above in _dots(node, offset):
+            attr = Attr(above.ino, stat.S_IFDIR | 0o755, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+            yield DirectoryEntry(DOTS[position - 1], position, Entry(above.ino, attr))
+        tree = self._tree
+        names, positions = snapshot.names, snapshot.positions
+        first = snapshot.after(offset)
+        if first == len(names):
+            self._done(node, snapshot)
+        for index in range(first, len(names)):
+            name = names[index]
+            try:
+                child, status = self._look(node, snapshot, index)
+                if child is None:
+                    continue
+                entry = Entry(child.ino, tree.attr(child, status))
+            except FileNotFoundError:
+                continue
+            except OSError:
+                # It is listed all the same: whoever asks for it gets the error, not
+                # whoever lists the directory.
+                yield DirectoryEntry(name, positions[index], None)
                 continue
             try:
-                yield DirectoryEntry(names[index], index + 1 + _DOTS, entry)
+                yield DirectoryEntry(name, positions[index], entry)
             finally:
-                if child is not None and child.lookups == 0:
-                    self._tree.nodes.drop_unknown(child)  # the kernel did not take it
+                if child.lookups <= 0:
+                    tree.nodes.drop_unknown(child)  # the kernel did not take it
 
-    def _look(self, node: DirNode, name: bytes) -> tuple[Node | None, Entry | None]:
-        """Return *name*'s node and entry: ``_GONE``, or ``None`` for one that answers an error.
-
-        A name that cannot be looked at is listed all the same: whoever asks for it gets
-        the error, not whoever lists the directory.
-        """
-        try:
-            child = None if node.removed else self._tree.child(node, name)
-            return child, _GONE if child is None else self._entry(child)
-        except FileNotFoundError:
-            return None, _GONE
-        except OSError:
+    def _look(
+        self, node: DirNode, snapshot: Snapshot, index: int
+    ) -> tuple[Node | None, os.stat_result | None]:
+        """Return a name's node and attributes as ``MergedTree.look``, where it was seen first."""
+        name = snapshot.names[index]
+        tree = self._tree
+        if node.removed:
             return None, None
+        if (
+            name not in node.children
+            and snapshot.kinds[index] != stat.S_IFDIR
+            and self._is_fresh(node, snapshot)
+        ):
+            place = snapshot.places[snapshot.tops[index]]
+            found = merge.find(tree.stack.lowers, (place,), name)
+            if found is not None and not found.is_directory:
+                return adopt(tree, node, name, found)
+        return tree.look(node, name)
 
-    def _entry(self, node: Node) -> Entry:
-        return Entry(node.ino, self._tree.attr(node))
+    # Without
+
+    def _names(self, node: DirNode, snapshot: Snapshot, offset: int) -> Iterator[ListedName]:
+        for position, above in _dots(node, offset):
+            yield ListedName(DOTS[position - 1], position, above.ino, stat.S_IFDIR)
+        first = snapshot.after(offset)
+        if first == len(snapshot):
+            self._done(node, snapshot)
+        for index in range(first, len(snapshot)):
+            found = None if node.removed else self._identify(node, snapshot, index)
+            if found is not None:
+                yield ListedName(snapshot.names[index], snapshot.positions[index], *found)
+
+    def _identify(self, node: DirNode, snapshot: Snapshot, index: int) -> tuple[int, int] | None:
+        """Return the number and type of a name, ``None`` for one that is gone.
+
+        The number is the one that stat(2) shows. What cannot be looked at has the one that
+        its layer lists.
+        """
+        kind = snapshot.kinds[index]
+        known = node.children.get(snapshot.names[index])
+        if known is not None:
+            return known.ino, known.kind
+        if kind != stat.S_IFDIR and self._is_fresh(node, snapshot):
+            device = self._device(snapshot, index)
+            if device is not None:
+                real = self._tree.nodes.numbers.number(device, snapshot.inodes[index])
+                shown = self._tree.nodes.shown_as(real)
+                if shown is not None:
+                    return shown, kind
+        try:
+            child, _ = self._tree.look(node, snapshot.names[index])
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return snapshot.inodes[index], kind
+        if child is None:
+            return None
+        found = child.ino, child.kind
+        self._tree.nodes.drop_unknown(child)
+        return found
+
+    def _device(self, snapshot: Snapshot, index: int) -> int | None:
+        """Return the device of the place of a name, if its inode numbers are those to show."""
+        top = snapshot.tops[index]
+        if top not in snapshot.devices:
+            snapshot.devices[top] = self._ask_device(snapshot, index)
+        return snapshot.devices[top]
+
+    def _ask_device(self, snapshot: Snapshot, index: int) -> int | None:
+        place = snapshot.places[snapshot.tops[index]]
+        try:
+            status = place.lstat(snapshot.names[index])
+            if status is None or status.st_ino != snapshot.inodes[index]:
+                return None  # a file system that lists other numbers than it shows
+            stack = self._tree.stack
+            if place.layer is stack.upper and stack.lowers:
+                if self._tree.marks.user:
+                    return None  # marks are not everywhere
+                path = xattrs.fd_path(place.fd())
+                if place.layer.read_mark(path, xattrs.IMPURE, follow=True) is not None:
+                    return None  # copies in it show the number of what they were copied from
+        except OSError:
+            return None
+        return status.st_dev
+
+
+def _version(node: DirNode) -> int:
+    """Return a number that changes with every name that the upper directory gets."""
+    return -1 if node.upper is None else node.upper.version
+
+
+def _dots(node: DirNode, offset: int) -> Iterator[tuple[int, DirNode]]:
+    for position, above in enumerate((node, node.parent or node), start=1):
+        if offset < position:
+            yield position, above

@@ -144,45 +144,58 @@ def _component(name: bytes) -> bytes:
     return name
 
 
-def list_names(places: Sequence[Directory]) -> Iterator[bytes]:
-    """Yield each name that shows in the directory that *places* make up, once."""
-    if len(places) == 1:
-        yield from (name for name, shows in _entries(places[0]) if shows)
-        return
+#: A name that shows, the number of the place that has it, its type as in ``st_mode``, its inode.
+Listed = tuple[bytes, int, int, int]
+
+
+def list_entries(
+    places: Sequence[Directory], read: list[list[bytes]] | None = None
+) -> Iterator[Listed]:
+    """Yield what shows in the directory that *places* make up, each name once.
+
+    *read* is given the names that each place has something for, whiteouts included.
+    """
     seen: set[bytes] = set()
-    for directory in places:
+    for number, directory in enumerate(places):
+        has: list[bytes] = []
         # A whiteout hides what is below its layer, not what is beside it.
         hidden: list[bytes] = []
-        for name, shows in _entries(directory):
-            if not shows:
+        for entry in directory.scan():
+            name = entry.name
+            has.append(name)
+            if whiteouts.is_reserved(name):
+                name = whiteouts.hidden_by(name) or name
                 hidden.append(name)
-            elif name not in seen:
-                seen.add(name)
-                yield name
-        seen.update(hidden)
-
-
-def _entries(directory: Directory) -> Iterator[tuple[bytes, bool]]:
-    """Yield the names of one layer's directory; ``False`` marks one that is hidden below."""
-    for entry in directory.scan():
-        name = entry.name
-        if whiteouts.is_reserved(name):
-            hidden = whiteouts.hidden_by(name)
-            if hidden:
-                yield hidden, False
-        elif _may_be_whiteout(directory, entry):
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
+                has.append(name)
                 continue
-            yield name, not whiteouts.is_whiteout(directory, name, status)
-        else:
-            yield name, True
+            kind = kind_of(entry)
+            hides = _may_be_whiteout(directory, kind) and _is_whiteout(directory, entry)
+            if hides:
+                hidden.append(name)
+            elif hides is not None and name not in seen:
+                seen.add(name)
+                yield name, number, kind, entry.inode()
+        seen.update(hidden)
+        if read is not None:
+            read.append(has)
 
 
-def _may_be_whiteout(directory: Directory, entry: os.DirEntry[bytes]) -> bool:
-    kind = kind_of(entry)
+def _may_be_whiteout(directory: Directory, kind: int) -> bool:
     return kind == stat.S_IFCHR or (kind == stat.S_IFREG and directory.xwhiteouts)
+
+
+def _is_whiteout(directory: Directory, entry: os.DirEntry[bytes]) -> bool | None:
+    """Say whether *entry* hides what is below, ``None`` when it is gone by now."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return whiteouts.is_whiteout(directory, entry.name, status)
+
+
+def list_names(places: Sequence[Directory]) -> Iterator[bytes]:
+    """Yield each name that shows in the directory that *places* make up, once."""
+    return (name for name, _, _, _ in list_entries(places))
 
 
 def is_empty(places: Sequence[Directory]) -> bool:

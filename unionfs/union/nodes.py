@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from unionfs.layer.tree import Directory
     from unionfs.union.sieve import Sieve, Sieves
+    from unionfs.union.snapshot import Snapshot
 
 #: Below this, numbers are inode numbers of the first device; the bits above name others.
 _DEVICE_SHIFT: Final = 51
@@ -47,14 +48,17 @@ class Numbers:
 
     def real(self, status: os.stat_result) -> int:
         """Return the number of an object on a layer's file system."""
-        inode = status.st_ino
-        device = self._devices.get(status.st_dev)
+        return self.number(status.st_dev, status.st_ino)
+
+    def number(self, st_dev: int, inode: int) -> int:
+        """Return the number of the object that has *inode* on the device *st_dev*."""
+        device = self._devices.get(st_dev)
         if device is None:
             device = len(self._devices)
             if device < _MAX_DEVICES:
-                self._devices[status.st_dev] = device
+                self._devices[st_dev] = device
         if inode <= ROOT_ID or inode >> _DEVICE_SHIFT or device >= _MAX_DEVICES:
-            key = (status.st_dev, inode)
+            key = (st_dev, inode)
             number = self._odd.get(key)
             if number is None:
                 number = self._odd[key] = self.fresh()
@@ -116,7 +120,7 @@ class Node:
 class DirNode(Node):
     """A directory: where it lies in each layer, and which of its names the kernel knows."""
 
-    __slots__ = ("children", "listers", "listing", "lowers", "redirect", "sieve", "upper")
+    __slots__ = ("children", "listing", "lowers", "redirect", "sieve", "upper")
 
     def __init__(
         self,
@@ -134,9 +138,8 @@ class DirNode(Node):
         self.children: dict[bytes, Node] = {}
         #: What is known of where its names lie, once that has cost too much.
         self.sieve: Sieve | None = None
-        #: The merged names, kept while anyone lists them and nothing changes.
-        self.listing: list[bytes] | None = None
-        self.listers = 0
+        #: The merged names, kept while anyone lists them.
+        self.listing: Snapshot | None = None
 
     @property
     def in_upper(self) -> bool:
@@ -159,8 +162,9 @@ class DirNode(Node):
         return self.lowers[0] if self.upper is None else self.upper
 
     def changed(self) -> None:
-        """Forget the listing: a name came or went."""
-        self.listing = None
+        """Let the next listing look again: a name came or went."""
+        if self.listing is not None:
+            self.listing.stale = True
 
 
 class FileNode(Node):
@@ -314,6 +318,18 @@ class NodeTable:
         self._shown[real] = number = self.numbers.fresh()
         self._reserved[number] = real
         return number
+
+    def shown_as(self, real: int) -> int | None:
+        """Return the number that object *real* shows, ``None`` where a node must be made to tell.
+
+        It is one that was not copied, or came from what was copied: its origin's number is its own.
+        """
+        known = self._by_real.get(real)
+        if known is not None:
+            return known.ino
+        shown = self._shown.get(real, real)
+        free = self._reserved.get(shown, real) == real and shown not in self._nodes
+        return shown if free else None
 
     def _reserve(self, shown: int) -> None:
         """Give *shown* for good to whoever has it now: it is claimed a second time."""

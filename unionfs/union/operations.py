@@ -17,6 +17,7 @@ from unionfs.fuse.interface import (
     DirectoryEntry,
     Entry,
     Kernel,
+    ListedName,
     Opened,
     Statfs,
 )
@@ -227,20 +228,17 @@ class UnionFS:
 
     # Directories
 
-    async def opendir(self, node: int) -> int:
-        return self._listings.open(self._nodes.directory(node, removed=True))
+    async def readdir_plus(self, node: int, offset: int) -> Iterator[DirectoryEntry]:
+        return await self._listings.entries(self._nodes.directory(node, removed=True), offset)
 
-    async def readdir(self, handle: int, offset: int) -> Iterator[DirectoryEntry]:
-        return await self._listings.read(handle, offset)
+    async def readdir_names(self, node: int, offset: int) -> Iterator[ListedName]:
+        return await self._listings.names(self._nodes.directory(node, removed=True), offset)
 
-    async def releasedir(self, handle: int) -> None:
-        self._listings.release(handle)
-
-    async def fsyncdir(self, handle: int, *, data_only: bool) -> None:
-        node = self._listings.get(handle)
-        if node.upper is None or self._tree.stack.work is None or self._tree.work.volatile:
+    async def fsyncdir(self, node: int, *, data_only: bool) -> None:
+        found = self._nodes.directory(node, removed=True)
+        if found.upper is None or self._tree.stack.work is None or self._tree.work.volatile:
             return
-        fd = self._tree.open_object(node, os.O_RDONLY | os.O_DIRECTORY)
+        fd = self._tree.open_object(found, os.O_RDONLY | os.O_DIRECTORY)
         try:
             await blocking(os.fdatasync if data_only else os.fsync, fd)
         finally:

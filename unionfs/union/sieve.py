@@ -40,6 +40,7 @@ _PART: Final = 10
 #: Questions asked in vain before a directory is read, and how many for each of its places.
 _PATIENCE: Final = 16
 _PATIENCE_EACH: Final = 1
+_NEVER: Final = float("inf")
 #: Names that can be read in the time of one question, and how many are always worth it.
 _NAMES_PER_QUESTION: Final = 6
 _FEW_NAMES: Final = 256
@@ -145,7 +146,7 @@ class Sieves:
             try:
                 self._learn(node, sieve, _FEW_NAMES + _NAMES_PER_QUESTION * sieve.wasted)
             except _UnknowableError:
-                sieve.patience = float("inf")
+                sieve.patience = _NEVER
 
     def _learn(self, node: DirNode, sieve: Sieve, most: int) -> None:
         """Read what is not known, unless that is more than *most* names."""
@@ -164,19 +165,23 @@ class Sieves:
             sieve.index = self._index(wanted, read)
         self._keep(node)
 
-    def learn_lowers(self, node: DirNode, read: Sequence[Sequence[bytes]]) -> None:
-        """Take in the names that a listing has *read* of each lower place."""
-        if not self.lifetime or len(read) != len(node.lowers) or not read:
+    def learn(self, node: DirNode, read: list[list[bytes]]) -> None:
+        """Take in the names that a listing has *read* of each place just now."""
+        places = node.places()
+        sieve = node.sieve or Sieve(len(places))
+        if not self.lifetime or len(read) != len(places) or sieve.patience == _NEVER:
             return
-        sieve = node.sieve
-        if sieve is None:
-            sieve = node.sieve = Sieve(len(read))
-        if sieve.index is None or sieve.index.places is not node.lowers:
-            if not all(map(_lists_all, node.lowers, read)):
-                sieve.patience = float("inf")
-                return
+        node.sieve = sieve
+        if not all(map(_lists_all, places, read)):
+            sieve.patience = _NEVER
+            return
+        if node.upper is not None:
+            names = read.pop(0)
+            if node.upper.names is None:
+                node.upper.names = NameSet(names, monotonic() + self.lifetime)
+        if sieve.index is None and read:
             sieve.index = self._index(node.lowers, read)
-            self._keep(node)
+        self._keep(node)
 
     def _index(self, places: tuple[Directory, ...], read: Iterable[Iterable[bytes]]) -> PlaceIndex:
         masks: dict[int, int] = {}
