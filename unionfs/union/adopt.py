@@ -62,11 +62,12 @@ def _file(tree: MergedTree, parent: DirNode, name: bytes, found: Found) -> tuple
     known = nodes.by_real(real)
     if isinstance(known, FileNode):
         known.add_name(parent, name)
-        known.lower = known.lower or (directory, name)
+        if known.lower_place is None:
+            known.lower_place, known.lower_name = directory, name
         known.loose = known.index is not None
         return known, False
     node = FileNode(nodes.number_for(real, real), stat.S_IFMT(status.st_mode), parent, name)
-    node.lower = (directory, name)
+    node.lower_place = directory
     nodes.add(node, real)
     if status.st_nlink > 1 and tree.stack.work is not None:
         _find_copy(tree, node, status)

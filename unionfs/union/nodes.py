@@ -3,71 +3,38 @@
 A node is made when the kernel first learns of an object and lives until the kernel has
 given back every reference (``lookups``) and nothing below it is known. The kernel owns
 that count; nodes own everything else that is known of an object: its names, where it
-lies in the layers, its open descriptor.
+lies in the layers, its open descriptor. ``table`` has them all, by number.
 
-Numbers. ``Numbers.real`` turns (device, inode) of any layer into one number. A node
-shows the number of its *origin*, the object that was copied up, so that it stays the same
-over copy-up, rename and (where the origin is recorded on disk) remount. Two objects that
-claim one number (a layer copied by hand with its marks, say) get different ones.
+There may be a million of them, so a file's has no objects of its own but its number and its name.
 """
 
 from __future__ import annotations
 
-import errno
-import itertools
 import os
 import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
-from unionfs.fuse.interface import ROOT_ID
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unionfs.layer.tree import Directory
-    from unionfs.union.sieve import Sieve, Sieves
+    from unionfs.union.sieve import Sieve
     from unionfs.union.snapshot import Snapshot
 
-#: Below this, numbers are inode numbers of the first device; the bits above name others.
-_DEVICE_SHIFT: Final = 51
-_MAX_DEVICES: Final = 1 << 10
-#: Where numbers are taken that no inode number gave.
-_FIRST_FREE: Final = 1 << 62
-
-
-class Numbers:
-    """One number for each (device, inode) of all layers."""
-
-    def __init__(self, devices: list[int]) -> None:
-        self._devices: dict[int, int] = {}
-        for device in devices:
-            self._devices.setdefault(device, len(self._devices))
-        self._odd: dict[tuple[int, int], int] = {}
-        self._free = itertools.count(_FIRST_FREE)
-
-    def real(self, status: os.stat_result) -> int:
-        """Return the number of an object on a layer's file system."""
-        return self.number(status.st_dev, status.st_ino)
-
-    def number(self, st_dev: int, inode: int) -> int:
-        """Return the number of the object that has *inode* on the device *st_dev*."""
-        device = self._devices.get(st_dev)
-        if device is None:
-            device = len(self._devices)
-            if device < _MAX_DEVICES:
-                self._devices[st_dev] = device
-        if inode <= ROOT_ID or inode >> _DEVICE_SHIFT or device >= _MAX_DEVICES:
-            key = (st_dev, inode)
-            number = self._odd.get(key)
-            if number is None:
-                number = self._odd[key] = self.fresh()
-            return number
-        return device << _DEVICE_SHIFT | inode
-
-    def fresh(self) -> int:
-        """Return a number that no object has."""
-        return next(self._free)
+#: Types as in ``st_mode``, one object for each.
+_KINDS: Final = {
+    kind: kind
+    for kind in (
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+    )
+}
 
 
 class Node:
@@ -78,27 +45,35 @@ class Node:
         "ino",
         "kind",
         "lookups",
+        "more_reals",
         "name",
         "parent",
         "pinned",
-        "reals",
+        "real",
         "removed",
     )
 
     def __init__(self, ino: int, kind: int, parent: DirNode | None, name: bytes) -> None:
         self.ino = ino
-        self.kind = kind
+        self.kind = _KINDS.get(kind, kind)
         self.parent = parent
         self.name = name
         self.lookups = 0
-        #: Numbers of the objects that this node stands for: its copy, and where that came from.
-        self.reals: tuple[int, ...] = ()
+        #: Number of the object that this node stands for, -1 without one; and of others that
+        #: it stands for as well: its copy, what it was copied from.
+        self.real = -1
+        self.more_reals: tuple[int, ...] = ()
         #: Set when the last name is gone; the object lives on for those who have it open.
         self.removed = False
         #: O_PATH descriptor of an object that no known name leads to, else -1.
         self.pinned = -1
         #: Set while the object is being copied up.
         self.copying: threading.Event | None = None
+
+    @property
+    def reals(self) -> tuple[int, ...]:
+        """The numbers of all objects that this node stands for."""
+        return () if self.real < 0 else (self.real, *self.more_reals)
 
     @property
     def in_upper(self) -> bool:
@@ -177,7 +152,8 @@ class FileNode(Node):
         "index",
         "linkable",
         "loose",
-        "lower",
+        "lower_name",
+        "lower_place",
         "opened",
         "upper",
     )
@@ -188,8 +164,9 @@ class FileNode(Node):
         self.aliases: dict[tuple[DirNode, bytes], None] | None = None
         #: Whether the object is in the upper layer.
         self.upper = False
-        #: Where it lies in a lower layer, if it was ever there.
-        self.lower: tuple[Directory, bytes] | None = None
+        #: Where it lies in a lower layer, if it was ever there: see ``lower``.
+        self.lower_place: Directory | None = None
+        self.lower_name = name
         #: Name of its entry in the index: a lower object of several names, copied up.
         self.index: bytes | None = None
         #: Whether a name that is known leads to the index only: it is linked at the next change.
@@ -206,6 +183,11 @@ class FileNode(Node):
     def in_upper(self) -> bool:
         """Whether the object is in the upper layer."""
         return self.upper
+
+    @property
+    def lower(self) -> tuple[Directory, bytes] | None:
+        """The lower directory that has the object, if it was ever lower, and its name there."""
+        return None if self.lower_place is None else (self.lower_place, self.lower_name)
 
     def names(self) -> Iterator[tuple[DirNode, bytes]]:
         """Yield all names that are known."""
@@ -261,151 +243,3 @@ class OpenFile:
         self.known_mtime = 0
         #: mtime (nanoseconds) when setuid or setgid was set while the kernel may write.
         self.set_ids_since: int | None = None
-
-
-class NodeTable:
-    """All nodes by number, and by the objects they stand for."""
-
-    def __init__(self, root: DirNode, numbers: Numbers, sieves: Sieves) -> None:
-        self.numbers = numbers
-        self._sieves = sieves
-        self.root = root
-        root.lookups = 1
-        self._nodes: dict[int, Node] = {root.ino: root}
-        #: Number of a real object -> the node that stands for it.
-        self._by_real: dict[int, Node] = {}
-        #: Number of a real object -> what it shows, where that is not to be derived again.
-        self._shown: dict[int, int] = {}
-        self._reserved: dict[int, int] = {}
-
-    def get(self, ino: int) -> Node:
-        """Return the node of *ino*; ESTALE for one the kernel should not know."""
-        node = self._nodes.get(ino)
-        if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return node
-
-    def directory(self, ino: int, *, removed: bool = False) -> DirNode:
-        """Return the directory *ino*; ENOTDIR when it is none, ENOENT when it is gone.
-
-        *removed* directories can still be opened by those who are in them.
-        """
-        node = self.get(ino)
-        if not isinstance(node, DirNode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if node.removed and not removed:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return node
-
-    def file(self, ino: int) -> FileNode:
-        """Return the object *ino* that is no directory; EISDIR when it is one."""
-        node = self.get(ino)
-        if not isinstance(node, FileNode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return node
-
-    def by_real(self, real: int) -> Node | None:
-        """Return the node that stands for the object with number *real*."""
-        return self._by_real.get(real)
-
-    def number_for(self, real: int, origin: int) -> int:
-        """Return the number to show for object *real*, which came from *origin*."""
-        shown = self._shown.get(real, origin)
-        holder = self._reserved.get(shown, real)
-        if holder == real and shown not in self._nodes:
-            return shown
-        self._reserve(shown)
-        self._shown[real] = number = self.numbers.fresh()
-        self._reserved[number] = real
-        return number
-
-    def shown_as(self, real: int) -> int | None:
-        """Return the number that object *real* shows, ``None`` where a node must be made to tell.
-
-        It is one that was not copied, or came from what was copied: its origin's number is its own.
-        """
-        known = self._by_real.get(real)
-        if known is not None:
-            return known.ino
-        shown = self._shown.get(real, real)
-        free = self._reserved.get(shown, real) == real and shown not in self._nodes
-        return shown if free else None
-
-    def _reserve(self, shown: int) -> None:
-        """Give *shown* for good to whoever has it now: it is claimed a second time."""
-        node = self._nodes.get(shown)
-        if node is not None and node.reals and shown not in self._reserved:
-            self._reserved[shown] = node.reals[0]
-            self._shown[node.reals[0]] = shown
-
-    def add(self, node: Node, *reals: int) -> None:
-        """Take a new node in, standing for the objects *reals*."""
-        self._nodes[node.ino] = node
-        for real in reals:
-            self.stands_for(node, real)
-
-    def stands_for(self, node: Node, real: int) -> None:
-        """Let *node* stand for one more object: its copy, or what it was copied from."""
-        if self._by_real.setdefault(real, node) is node and real not in node.reals:
-            node.reals += (real,)
-        if real != node.ino:
-            self._shown[real] = node.ino
-
-    def gone(self, node: Node) -> None:
-        """Let *node* no longer be found by its objects: its last name is removed."""
-        node.removed = True
-        for real in node.reals:
-            if self._by_real.get(real) is node:
-                del self._by_real[real]
-            self._shown.pop(real, None)
-
-    def appeared(self, node: Node, real: int) -> None:
-        """Let *node*, which had no name, be found by the object *real* that it stands for."""
-        node.removed = False
-        self.stands_for(node, real)
-
-    def forget(self, ino: int, count: int) -> None:
-        """Give back *count* references, and the node itself when nobody knows it."""
-        node = self._nodes.get(ino)
-        if node is not None:
-            node.lookups -= count
-            self.drop_unknown(node)
-
-    def drop_unknown(self, node: Node | None) -> None:
-        """Drop *node*, and the directories above it, as far as nobody knows them."""
-        while node is not None and node is not self.root and node.lookups <= 0:
-            if isinstance(node, DirNode) and node.children:
-                return
-            if isinstance(node, FileNode) and node.opened is not None:
-                return
-            parents = [node.parent]
-            if isinstance(node, FileNode):
-                parents = [parent for parent, _ in node.names()]
-            self._drop(node)
-            for parent in parents[1:]:
-                self.drop_unknown(parent)
-            node = parents[0] if parents else None
-
-    def _drop(self, node: Node) -> None:
-        if self._nodes.get(node.ino) is not node:
-            return
-        del self._nodes[node.ino]
-        for real in node.reals:
-            if self._by_real.get(real) is node:
-                del self._by_real[real]
-        for parent, name in node.names() if isinstance(node, FileNode) else _name(node):
-            if parent.children.get(name) is node:
-                del parent.children[name]
-        if isinstance(node, DirNode):
-            self._sieves.drop(node)
-            for directory in node.places():
-                directory.layer.descriptors.drop(directory)
-        node.unpin()
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-
-def _name(node: Node) -> Iterator[tuple[DirNode, bytes]]:
-    if node.parent is not None:
-        yield node.parent, node.name

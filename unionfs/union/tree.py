@@ -21,8 +21,9 @@ from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
 from unionfs.union import merge, whiteouts
 from unionfs.union.adopt import adopt
 from unionfs.union.links import read_extra_links
-from unionfs.union.nodes import DirNode, FileNode, Node, NodeTable, Numbers
+from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.sieve import Sieves
+from unionfs.union.table import NodeTable, Numbers
 
 if TYPE_CHECKING:
     from unionfs.layer.stack import LayerStack
@@ -212,17 +213,17 @@ class MergedTree:
                 return self.work.index_fd, node.index
             if node.upper:
                 return self.upper_of(_parent(node)).fd(), node.name
-            if node.lower is None:
+            if node.lower_place is None:
                 fail(errno.ESTALE)
-            directory, name = node.lower
-            return directory.fd(), name
+            return node.lower_place.fd(), node.lower_name
         assert isinstance(node, DirNode)
         top = node.top()
         return (top.layer.root_fd, b".") if top.parent is None else (top.parent.fd(), top.name)
 
     def layer_of(self, node: FileNode) -> Layer:
         """Return the layer that has what *node* shows."""
-        layer = self.stack.upper if node.upper or node.lower is None else node.lower[0].layer
+        place = None if node.upper else node.lower_place
+        layer = self.stack.upper if place is None else place.layer
         assert layer is not None
         return layer
 
