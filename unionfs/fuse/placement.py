@@ -1,9 +1,18 @@
 """Which thread reads on which CPU.
 
 Waking a process on another CPU costs more than most requests do, so where a reader runs
-decides how long a trip takes. ``spread``: one reader pinned to each CPU that the process
-may use, all blocked in a read of the same descriptor. ``off``: one reader, which the
-scheduler places.
+decides how long a trip takes. Readers take one of three formations:
+
+- spread: a reader pinned to each CPU that the process may use, all blocked in a read of the
+  same descriptor;
+- near: one ``SCHED_IDLE`` thread reads alone, on the CPU of the only client. A CPU that runs
+  nothing else counts as idle, so the scheduler wakes the client where the daemon runs;
+- free: one thread that the scheduler places reads alone, while pinned ones get their turn late.
+
+The mode ``auto`` chooses among them, ``spread`` and ``off`` (free) stay with one. Nothing here
+has a timer: all is decided while requests come, and a mount without requests never wakes.
+
+A thread started by a reader inherits its CPU and its class: start workers from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,45 +23,152 @@ import threading
 import time
 from collections.abc import Callable
 
+from unionfs.fuse.formation import BLOCK, LATE_TWICE, Formation, Policy
+from unionfs.fuse.scheduling import LastCpu, RunDelay, crowded, own_task_group
+
 MODES = ("auto", "spread", "off")
 
-#: Requests from one look at what comes to the next.
-_BLOCK = 16
-#: The set of CPUs that the process may use is asked for this often, in seconds, and only
-#: when requests come.
-_RECHECK = 1.0
+#: Having waited this long for its CPU, a reader was late.
+_LATE = 0.0015
+#: A near reader that got nothing for so long may have been late.
+_GAP = 0.002
+#: How often what changes slowly is looked at: who runs, where the client is, what we may use.
+_SOON, _RARELY = 0.02, 1.0
+#: A near block slower than the best by this much may mean that the client has moved.
+_MOVED = BLOCK * 15e-6
 
 
 class Reader:
     """What a thread that reads requests asks before each read, and tells after it."""
 
-    __slots__ = ("_clients", "_look", "cpu", "notice")
-
-    def __init__(self, look: Callable[[], None], clients: list[int]) -> None:
-        #: Where this reader runs; None leaves it to the scheduler.
-        self.cpu: int | None = None
-        #: There is something to do before the next read.
-        self.notice = True
-        self._look = look
+    def __init__(self, placement: Placement, clients: list[int]) -> None:
+        self._placement = placement
         self._clients = clients
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        #: Something below has been changed.
+        self._notice = True
+        self._parks = False
+        self._cpus: set[int] = set()
+        self._there: set[int] = set()
 
     def await_turn(self) -> None:
         """Return when this thread may read: at once, unless another reads alone."""
-        while self.notice:
-            self.notice = False
-            self._pin()
+        if self._notice:
+            self._attend()
 
     def served(self, client: int) -> None:
         """Take note of a request from the thread *client*, as its header names it."""
         self._clients.append(client)
-        if len(self._clients) >= _BLOCK:
-            self._look()
+        if len(self._clients) >= BLOCK:
+            self._placement.look(self._delay)
 
-    def _pin(self) -> None:
-        if self.cpu is not None:
-            # The CPU may have left the set just now; the next look sees that.
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, {self.cpu})
+    def place(self, cpus: set[int], *, parks: bool) -> None:
+        """Go to *cpus* before the next read, or park instead of reading."""
+        self._cpus, self._parks = cpus, parks
+        self._notice = True
+        if not parks and self._gate.locked():
+            self._gate.release()
+
+    def run(self, read_loop: Callable[[Reader], None]) -> None:
+        """Be the thread."""
+        self._delay = RunDelay()
+        try:
+            read_loop(self)
+        finally:
+            self._delay.close()
+            self._placement.end()
+
+    def _attend(self) -> None:
+        while True:
+            self._notice = False
+            if self._cpus != self._there:
+                self._there = self._cpus
+                # They may have left what we may use just now; the next look sees that.
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, self._cpus)
+            if not self._parks:
+                return
+            self._gate.acquire()
+
+
+class NearReader(Reader):
+    """The one that reads alone, on the CPU of its client."""
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(placement, [])
+        self._client_cpu = LastCpu()
+        self._before = self._delay_before = 0.0
+        #: Until then, the delay is read before each request, to be sure when it grew.
+        self._watches_until = 0.0
+        self._watches = False
+        self._begun = self._cpu_seen = 0.0
+        self._best = 0.0
+
+    def run(self, read_loop: Callable[[Reader], None]) -> None:
+        """Be the thread."""
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            super().run(read_loop)
+        finally:
+            self._client_cpu.close()
+
+    def begin(self, client: int, allowed: set[int]) -> bool:
+        """Read alone from now on, for *client*; false if that is not possible."""
+        cpu = self._client_cpu.of(client)
+        if cpu not in allowed:
+            return False
+        self._clients.clear()
+        self._watches = False
+        self._best = 1.0
+        self._begun = self._cpu_seen = time.monotonic()
+        self.place({cpu}, parks=False)
+        return True
+
+    def await_turn(self) -> None:
+        """Return when this thread may read."""
+        if self._notice:
+            self._attend()
+        if self._watches:
+            self._delay_before = self._delay.total()
+        self._before = time.monotonic()
+
+    def served(self, client: int) -> None:
+        """Take note of a request from the thread *client*."""
+        now = time.monotonic()
+        if now - self._before > _GAP:
+            self._after_gap(now)
+        self._clients.append(client)
+        if len(self._clients) >= BLOCK:
+            self._look(now)
+
+    def _after_gap(self, now: float) -> None:
+        """See if that was no pause of the client, but we were late.
+
+        The delay grows also when the client has the CPU after a reply, which harms nobody;
+        so a first suspicion only makes us look before each read, too.
+        """
+        grown = self._delay.grown()
+        if self._watches:
+            if self._delay.total() - self._delay_before > _LATE:
+                self._placement.late()
+            self._watches = now < self._watches_until
+        elif grown > _LATE:
+            self._watches = True
+            self._watches_until = now + LATE_TWICE
+            self._delay_before = self._delay.total()
+
+    def _look(self, now: float) -> None:
+        took, self._begun = now - self._begun, now
+        client = self._clients[-1]
+        self._placement.look_near(self._clients, now)
+        self._clients.clear()
+        self._best = min(self._best, took)
+        if now - self._cpu_seen > _SOON or took > self._best + _MOVED:
+            self._cpu_seen = now
+            cpu = self._client_cpu.of(client)
+            if cpu >= 0 and {cpu} != self._cpus:
+                self._placement.follow({cpu})
 
 
 class Placement:
@@ -60,22 +176,30 @@ class Placement:
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
-        self._clients: list[int] = []
         self._readers: list[Reader] = []
-        self._looking = threading.Lock()
+        self._near: NearReader | None = None
+        self._clients: list[int] = []
+        self._changing = threading.Lock()
         self._allowed: set[int] = set()
         self._checked = time.monotonic()
+        self._ended = False
+        self._policy = Policy(lambda: not crowded(), own_task_group, self._checked)
 
     def start(self, read_loop: Callable[[Reader], None]) -> list[threading.Thread]:
-        """Start the threads; each runs *read_loop* with a reader of its own."""
+        """Start the threads; each runs *read_loop* with a reader of its own.
+
+        When one of them ends, all that wait for their turn get it, to see the end too.
+        """
         self._allowed = os.sched_getaffinity(os.getpid())
         count = 1 if self._mode == "off" else len(self._allowed)
-        self._readers = [Reader(self._look, self._clients) for _ in range(count)]
-        self._place()
+        self._readers = [Reader(self, self._clients) for _ in range(count)]
+        if self._mode == "auto" and count > 1 and own_task_group():
+            self._near = NearReader(self)
+        self._form(Formation.FREE if self._mode == "off" else Formation.SPREAD)
         threads: list[threading.Thread] = []
-        for number, reader in enumerate(self._readers):
+        for reader in [*self._readers, *([self._near] if self._near else [])]:
             thread = threading.Thread(
-                target=read_loop, args=(reader,), name=f"reader-{number}", daemon=True
+                target=reader.run, args=(read_loop,), name=f"reader-{len(threads)}"
             )
             try:
                 thread.start()
@@ -83,33 +207,89 @@ class Placement:
                 # The limit on threads; those that are there serve.
                 if not threads:
                     raise
+                self._near = None
                 break
             threads.append(thread)
         return threads
 
-    def _look(self) -> None:
-        if self._looking.acquire(blocking=False):
-            try:
-                self._clients.clear()
-                self._recheck(time.monotonic())
-            finally:
-                self._looking.release()
+    def look(self, delay: RunDelay) -> None:
+        """Look at the last requests of readers that share them; *delay* is the caller's."""
+        if not self._changing.acquire(blocking=False):
+            return
+        try:
+            clients = self._clients[:]
+            self._clients.clear()
+            before = self._policy.formation
+            if self._mode == "off" or before is Formation.NEAR or len(clients) < BLOCK:
+                return
+            now = time.monotonic()
+            self._recheck(now)
+            if self._mode == "spread":
+                return
+            if delay.grown() > _LATE:
+                self._policy.late(now)
+            formation = self._policy.look(clients, now)
+            if formation is Formation.NEAR and not (
+                self._near and self._near.begin(clients[-1], self._allowed)
+            ):
+                formation = self._policy.leave_near(now)
+            if formation is not before:
+                self._form(formation)
+        finally:
+            self._changing.release()
+
+    def look_near(self, clients: list[int], now: float) -> None:
+        """Look at the last requests of the near reader."""
+        with self._changing:
+            self._recheck(now)
+            if self._policy.look(clients, now) is not Formation.NEAR:
+                self._form(self._policy.formation)
+
+    def late(self) -> None:
+        """Take note that the near reader got its CPU late."""
+        with self._changing:
+            if self._policy.late(time.monotonic()) is not Formation.NEAR:
+                self._form(self._policy.formation)
+
+    def follow(self, cpu: set[int]) -> None:
+        """Go where the client went, or give up where we may not go."""
+        with self._changing:
+            assert self._near
+            if self._policy.formation is not Formation.NEAR:
+                return
+            if cpu <= self._allowed:
+                self._near.place(cpu, parks=False)
+            else:
+                self._form(self._policy.leave_near(time.monotonic()))
+
+    def end(self) -> None:
+        """Let all read: the connection has ended, or a reader failed."""
+        with self._changing:
+            self._ended = True
+            self._form(Formation.SPREAD)
+            if self._near:
+                self._near.place(self._allowed, parks=False)
 
     def _recheck(self, now: float) -> None:
         """Follow what the process may use: its main thread, never pinned by us, tells it."""
-        if now - self._checked < _RECHECK:
+        if now - self._checked < _RARELY:
             return
         self._checked = now
         allowed = os.sched_getaffinity(os.getpid())
         if allowed != self._allowed:
             self._allowed = allowed
-            self._place()
+            if self._policy.formation is Formation.NEAR:
+                self._policy.leave_near(now)
+            self._form(self._policy.formation)
 
-    def _place(self) -> None:
-        """Give each reader a CPU; it goes there before its next read."""
-        if self._mode == "off":
-            return
+    def _form(self, formation: Formation) -> None:
+        """Tell the readers of their places; they take them before their next reads."""
+        if formation is not Formation.NEAR and self._near and not self._ended:
+            self._near.place(self._allowed, parks=True)
         cpus = sorted(self._allowed)
         for number, reader in enumerate(self._readers):
-            reader.cpu = cpus[number % len(cpus)]
-            reader.notice = True
+            place = {cpus[number % len(cpus)]}
+            if formation is Formation.FREE and number == 0:
+                place = self._allowed
+            parks = formation is Formation.NEAR or (formation is Formation.FREE and number > 0)
+            reader.place(place, parks=parks and not self._ended)
