@@ -63,6 +63,18 @@ class MountOptions:
     fuse_options: tuple[str, ...] = ()
     """Words for the FUSE mount: ``allow_other``, ``nodev``, …"""
 
+    def timeouts(self) -> tuple[float, float, float]:
+        """Return the seconds for names, for names that are not there, and for attributes."""
+
+        def chosen(seconds: float | None) -> float:
+            return self.timeout if seconds is None else seconds
+
+        return (
+            chosen(self.entry_timeout),
+            chosen(self.negative_timeout),
+            chosen(self.attr_timeout),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedOptions:

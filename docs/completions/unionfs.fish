@@ -20,8 +20,12 @@ function __unionfs_options --description 'Mount options'
             end
         case 'redirect_dir=*'
             printf '%s\n' "$before"'redirect_dir='{on,off,follow}
+        case 'passthrough=*'
+            printf '%s\n' "$before"'passthrough='{auto,on,off}
+        case 'placement=*'
+            printf '%s\n' "$before"'placement='{auto,spread,off}
         case 'session=*'
-            printf '%s\n' "$before"'session='{auto,pyfuse3}
+            printf '%s\n' "$before"'session='{auto,device,pyfuse3}
         case '*'
             printf '%s\n' "$before"'lowerdir='\t'lower layers, topmost first' \
                 "$before"'lowerdir+='\t'one more lower layer' \
@@ -34,7 +38,12 @@ function __unionfs_options --description 'Mount options'
                 "$before"'squash_to_root'\t'show root as the owner' \
                 "$before"'squash_to_uid='\t'show this owner' \
                 "$before"'squash_to_gid='\t'show this group' \
-                "$before"'timeout='\t'seconds the kernel may remember names' \
+                "$before"'timeout='\t'seconds the kernel may remember names and attributes' \
+                "$before"'entry_timeout='\t'the same for names' \
+                "$before"'negative_timeout='\t'the same for names that are not there' \
+                "$before"'attr_timeout='\t'the same for attributes' \
+                "$before"'passthrough='\t'files the kernel reads and writes itself' \
+                "$before"'placement='\t'CPUs on which requests are taken' \
                 "$before"'session='\t'who serves' \
                 "$before"'debug'\t'log every request' \
                 "$before"'fsname='\t'name of the source' \
@@ -63,7 +72,7 @@ complete --command unionfs --condition __unionfs_mounting --short-option o --lon
 complete --command unionfs --condition __unionfs_mounting --short-option f --long-option foreground --description 'Serve in the foreground'
 complete --command unionfs --condition __unionfs_mounting --short-option d --long-option debug --description 'Log every request, in the foreground'
 complete --command unionfs --condition __unionfs_mounting --short-option v --long-option verbose --description 'Say what was mounted where'
-complete --command unionfs --condition __unionfs_mounting --long-option session --require-parameter --arguments 'auto pyfuse3' --description 'Who serves'
+complete --command unionfs --condition __unionfs_mounting --long-option session --require-parameter --arguments 'auto device pyfuse3' --description 'Who serves'
 complete --command unionfs --condition __unionfs_mounting --arguments '(__fish_complete_directories)'
 
 complete --command unionfs --condition '__unionfs_command umount' --short-option l --long-option lazy --description 'Detach it though it is in use'

@@ -155,9 +155,9 @@ def daemon_killed_at(command: Command) -> Any:
 
     def mount(method: str, number: signal.Signals = signal.SIGKILL) -> str:
         patch = (
-            "import os; from unionfs.fuse.libfuse import PyfuseSession\n"
+            "import os; from unionfs.fuse.device import DeviceSession\n"
             f"def die(*_): os.kill(os.getpid(), {int(number)})\n"
-            f"PyfuseSession.{method} = die"
+            f"DeviceSession.{method} = die"
         )
         return command.refuse("mount", "-o", command.layers, "m", status=32, patch=patch)
 

@@ -183,8 +183,13 @@ def test_and_named_and_ignored_in_the_form_for_programs(command: Command) -> Non
         ("lowerdir=l1,timeout=x", 1, "timeout=x: "),
         ("upperdir=u,workdir=w", 1, "lowerdir= is missing"),
         ("lowerdir=l1,upperdir=u", 1, "upperdir=u: workdir= is missing"),
-        ("lowerdir=l1,session=device", 1, "session=device: not available"),
-        ("lowerdir=l1,session=wibble", 1, "session=wibble: not available"),
+        (
+            "lowerdir=l1,session=wibble",
+            1,
+            "session=wibble: not available, choose one of auto, device, pyfuse3$",
+        ),
+        ("lowerdir=l1,placement=near", 1, "placement=near: placement is auto, spread or off$"),
+        ("lowerdir=l1,passthrough=1", 1, "passthrough=1: passthrough is auto, on or off$"),
         ("lowerdir=l1,remount", 32, "remount is not supported"),
         ("lowerdir=l1:none", 32, "lowerdir=none: No such file or directory$"),
         ("lowerdir=l1/file", 32, "lowerdir=l1/file: Not a directory$"),
@@ -231,13 +236,14 @@ def test_wrong_numbers_of_arguments(command: Command, arguments: list[str]) -> N
 def test_the_reason_that_libfuse_gives_is_the_one_line(command: Command) -> None:
     # A full table of mounts, as far as libfuse can tell.
     patch = (
-        "import os; from unionfs.fuse import libfuse; from unionfs.errors import MountError\n"
-        "def mount(*_):\n"
+        "import os, pyfuse3\n"
+        "def init(*_):\n"
         "    os.write(2, b'fuse: a warning\\nfuse: mount failed: No space left on device\\n')\n"
-        "    raise MountError('failed')\n"
-        "libfuse.PyfuseSession.mount = mount"
+        "    raise RuntimeError('fuse_session_mount failed')\n"
+        "pyfuse3.init = init"
     )
-    line = command.refuse("mount", "-o", OPTIONS, "m", status=32, patch=patch)
+    options = f"{OPTIONS},session=pyfuse3"
+    line = command.refuse("mount", "-o", options, "m", status=32, patch=patch)
     assert line == f"{command.target}: fuse: mount failed: No space left on device"
 
 
@@ -292,9 +298,9 @@ def test_a_daemon_that_dies_before_it_is_ready_leaves_no_mount(
 
 def test_nor_does_one_that_fails(command: Command) -> None:
     patch = (
-        "from unionfs.fuse.libfuse import PyfuseSession\n"
+        "from unionfs.fuse.device import DeviceSession\n"
         "def fail(*_): raise RuntimeError('what now')\n"
-        "PyfuseSession.serve = fail"
+        "DeviceSession.serve = fail"
     )
     done = command.run("mount", "-o", OPTIONS, "m", status=4, patch=patch)
     assert done.stderr.startswith("Traceback")
@@ -303,14 +309,24 @@ def test_nor_does_one_that_fails(command: Command) -> None:
     assert os.listdir(command.base / "w/work") == []
 
 
-SLOW = """
+#: By session, what makes it slow between the mount and being ready.
+SLOW = {
+    "device": """
+import time; from unionfs.fuse.device import DeviceSession
+serve = DeviceSession.serve
+def slow(self, ready):
+    serve(self, lambda: (time.sleep(1.5), ready()))
+DeviceSession.serve = slow
+""",
+    "pyfuse3": """
 import trio; from unionfs.fuse.libfuse import PyfuseSession
 announce = PyfuseSession._announce
 async def slow(*arguments):
     await trio.sleep(1.5)
     await announce(*arguments)
 PyfuseSession._announce = slow
-"""
+""",
+}
 
 
 def _wait_for_mount(command: Command) -> None:
@@ -329,17 +345,25 @@ def _gone(command: Command, seconds: float = 10) -> bool:
     return True
 
 
+def _start_slowly(command: Command, session: str) -> subprocess.Popen[bytes]:
+    return command.start("mount", "-o", f"{OPTIONS},session={session}", "m", patch=SLOW[session])
+
+
+@pytest.mark.parametrize("session", SLOW)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_caller_that_dies_waiting_gets_no_mount(command: Command, number: signal.Signals) -> None:
-    with command.start("mount", "-o", OPTIONS, "m", patch=SLOW) as process:
+def test_a_caller_that_dies_waiting_gets_no_mount(
+    command: Command, number: signal.Signals, session: str
+) -> None:
+    with _start_slowly(command, session) as process:
         _wait_for_mount(command)
         process.send_signal(number)
         assert process.wait(10) == -number
         assert _gone(command)
 
 
-def test_nor_does_one_that_is_interrupted(command: Command) -> None:
-    with command.start("mount", "-o", OPTIONS, "m", patch=SLOW) as process:
+@pytest.mark.parametrize("session", SLOW)
+def test_nor_does_one_that_is_interrupted(command: Command, session: str) -> None:
+    with _start_slowly(command, session) as process:
         _wait_for_mount(command)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
@@ -420,7 +444,7 @@ def test_what_a_user_mounts(command: Command) -> None:
     assert "allow_other" not in words
     assert f"user_id={USER}" in words
     row = command.info()
-    assert (row["state"], row["session"]) == ("live", "pyfuse3")
+    assert (row["state"], row["session"]) == ("live", "device")
     done = _as_user(command, "umount", "m")
     assert done.stderr == ""
     assert wait_for_end(row["pid"], 0)

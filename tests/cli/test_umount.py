@@ -176,7 +176,7 @@ def test_ls_lists_all_there_is_to_know(command: Command) -> None:
         "target": f"{base}/m",
         "source": "SRC",
         "state": "live",
-        "session": "pyfuse3",
+        "session": "device",
         "device": f"{os.major(device)}:{os.minor(device)}",
         "lowerdirs": [f"{base}/l1", f"{base}/l2"],
         "upperdir": f"{base}/u",
@@ -197,11 +197,11 @@ def test_ls_prints_a_line_for_each(command: Command) -> None:
     assert mine[0].split()[1:] == [
         "live",
         str(command.info()["pid"]),
-        "pyfuse3",
+        "device",
         f"{base}/u:{base}/l1:{base}/l2",
     ]
     # Unions of others may be in the list, and widen the columns.
-    assert re.match(rf"{base}/with space\\x0a +live +\d+ +pyfuse3 +{base}/l1$", mine[1])
+    assert re.match(rf"{base}/with space\\x0a +live +\d+ +device +{base}/l1$", mine[1])
 
 
 def test_ls_of_nothing(command: Command) -> None:

@@ -23,7 +23,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET
   -f, --foreground     serve in the foreground
   -d, --debug          log every request; implies -f
   -v, --verbose        say what was mounted where
-  --session NAME       who serves: pyfuse3, device or auto
+  --session NAME       who serves: auto, device or pyfuse3
   -h, --help           this text
   -V, --version        the version
 
@@ -38,6 +38,13 @@ mount options:
   squash_to_root, squash_to_uid=N, squash_to_gid=N
                        show this owner for all files
   timeout=SECONDS      how long the kernel may remember names and attributes
+  entry_timeout=SECONDS, negative_timeout=SECONDS, attr_timeout=SECONDS
+                       the same for names, for missing names, for attributes
+  passthrough=auto|on|off
+                       files that the kernel reads and writes itself; with "on"
+                       to write a lower file that is being read is ETXTBSY
+  placement=auto|spread|off
+                       the CPUs on which requests are taken
   session=NAME         as --session
   fsname=SOURCE        the name shown as the source
   allow_other, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from unionfs.errors import UsageError
+
 if TYPE_CHECKING:
     from unionfs.fuse.interface import FileSystem, Session
     from unionfs.options import MountOptions
@@ -12,11 +14,17 @@ SESSION_NAMES: Final = ("auto", "device", "pyfuse3")
 
 
 def open_session(options: MountOptions, filesystem: FileSystem) -> Session:
-    """Return the session that *options* name; ``auto`` is the direct one."""
-    if options.session == "pyfuse3":
-        from unionfs.fuse.libfuse import PyfuseSession
+    """Return the session that *options* name; ``auto`` is the direct one.
 
-        return PyfuseSession(filesystem)
+    Raises `UsageError` where it cannot be had.
+    """
+    if options.session == "pyfuse3":
+        try:
+            from unionfs.fuse.libfuse import PyfuseSession
+        except ImportError as error:
+            raise UsageError(f"session=pyfuse3: not available: {error}") from error
+
+        return PyfuseSession(filesystem, options)
     from unionfs.fuse.device import DeviceSession
 
     return DeviceSession(filesystem, options)

@@ -27,6 +27,7 @@ from unionfs.waiting import Blocking
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Entry, FileSystem
+    from unionfs.options import MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,8 @@ class PyfuseSession:
 
     name = "pyfuse3"
 
-    def __init__(self, filesystem: FileSystem) -> None:
-        self._handlers = _Handlers(filesystem)
+    def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
+        self._handlers = _Handlers(filesystem, options)
         self._trio: trio.lowlevel.TrioToken | None = None
         self._stopping = False
         filesystem.connect(_Pyfuse())
@@ -191,9 +192,10 @@ class _Handlers(pyfuse3.Operations):
     enable_writeback_cache = False
     supports_dot_lookup = True
 
-    def __init__(self, filesystem: FileSystem) -> None:
+    def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
         super().__init__()
         self._fs = filesystem
+        self._entry_timeout, self._negative_timeout, self._attr_timeout = options.timeouts()
         self.initialised = trio.Event()
 
     def init(self) -> None:
@@ -213,7 +215,7 @@ class _Handlers(pyfuse3.Operations):
         entry.st_atime_ns = attr.atime_ns
         entry.st_mtime_ns = attr.mtime_ns
         entry.st_ctime_ns = attr.ctime_ns
-        entry.entry_timeout = entry.attr_timeout = self._fs.timeout
+        entry.entry_timeout, entry.attr_timeout = self._entry_timeout, self._attr_timeout
         return entry
 
     def _entry(self, entry: Entry) -> pyfuse3.EntryAttributes:
@@ -226,7 +228,7 @@ class _Handlers(pyfuse3.Operations):
         except FileNotFoundError:
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = pyfuse3.InodeT(0)  # "not there", which the kernel may remember
-            missing.entry_timeout = self._fs.timeout
+            missing.entry_timeout = self._negative_timeout
             return missing
 
     @_answered
