@@ -1,0 +1,133 @@
+"""The command: `scripts/bench`, or `python -m tests.bench` as root."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tests.bench import plot
+from tests.bench.arena import arena, open_to_users
+from tests.bench.model import FREE, PEERS, PINNED, UNPRIVILEGED, Scale, Scenario
+from tests.bench.mounting import Launch, environment
+from tests.bench.report import Report, write_markdown
+from tests.bench.run import Results, Runner, chosen, progress, rows_of
+from tests.bench.systems import OPTIONS, System, find
+from tests.watchdog import Watchdog
+
+ROUNDS, QUICK_ROUNDS = 5, 2
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Compare this union with its peers on this machine."
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer rounds, smaller counts, less than a minute")
+    add("--rows", nargs="+", default=[], metavar="PATTERN", help="rows, scenarios or groups")
+    add("--systems", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(OPTIONS)}")
+    add("--rounds", type=int, metavar="N", help=f"(default {ROUNDS})")
+    add("--peer", default="fo", metavar="NAME", help="ratios are to this one (fo, kernel, …)")
+    add("--pinned", action="store_true", help="only with everything on one CPU")
+    add("--free", action="store_true", help="only without; the default is both")
+    add("--unprivileged", action="store_true", help="as user nobody, through fusermount3")
+    add("--fuse-overlayfs", metavar="PATH", help="the binary of version 2")
+    add("--binary", action="append", default=[], metavar="NAME=PATH", help="of another peer")
+    add("--note", action="append", default=[], metavar="NAME=TEXT", help="how a peer was built")
+    add("--json", type=Path, metavar="FILE")
+    add("--markdown", type=Path, metavar="FILE", help="the tables; `-` for stdout (default)")
+    add("--svg", type=Path, metavar="FILE", help="a plot of the ratios")
+    add("--list", action="store_true", help="show all rows and their goals")
+    return parser.parse_args()
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}
+
+
+def _modes(given: argparse.Namespace) -> list[str]:
+    if given.unprivileged:
+        return [UNPRIVILEGED]
+    if given.pinned:
+        return [PINNED]
+    return [FREE] if given.free or given.quick else [FREE, PINNED]
+
+
+def _list(scenarios: list[Scenario]) -> None:
+    for scenario, row in rows_of(scenarios):
+        sys.stdout.write(f"{scenario.group:12} {row.name:24} {row.unit:6} {row.what}\n")
+
+
+def _systems(given: argparse.Namespace) -> tuple[list[System], list[str]]:
+    named = _pairs(given.binary)
+    if given.fuse_overlayfs:
+        named["fuse-overlayfs"] = given.fuse_overlayfs
+    present, missing = find(named)
+    if not given.systems:
+        return present, missing
+    wanted = [PEERS.get(name, name) for name in given.systems]
+    chosen_systems = [one for one in present if any(fnmatch.fnmatch(one.name, w) for w in wanted)]
+    return chosen_systems, [name for name in missing if name in wanted]
+
+
+def _measure(
+    given: argparse.Namespace, systems: list[System], scenarios: list[Scenario], rounds: int
+) -> Results:
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(arena())
+        watchdog = Watchdog()
+        stack.callback(watchdog.close)
+        root = Launch(sys.executable, environment())
+        cpu = max(os.sched_getaffinity(0))
+        launches = {FREE: root, PINNED: Launch(root.python, root.environment, cpu)}
+        if given.unprivileged:
+            user = stack.enter_context(open_to_users(made.base))
+            launches[UNPRIVILEGED] = Launch(user["PYTHON"], user, user=True)
+        modes = _modes(given)
+        used = {mode: launches[mode] for mode in modes}
+        runner = Runner(made, systems, Scale(given.quick), rounds, watchdog, used)
+        try:
+            runner.run(scenarios, modes)
+        except KeyboardInterrupt:
+            progress("interrupted: the report has what was measured so far\n")
+        return runner.results
+
+
+def _write(given: argparse.Namespace, report: Report) -> None:
+    if given.json:
+        given.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    if given.svg:
+        given.svg.write_text(plot.draw(report))
+    if given.markdown and str(given.markdown) != "-":
+        write_markdown(given.markdown, report.as_markdown())
+    else:
+        sys.stdout.write(report.as_markdown())
+
+
+def main() -> int:
+    given = _arguments()
+    scenarios = chosen(given.rows)
+    if given.list:
+        _list(scenarios)
+        return 0
+    if os.geteuid() != 0:
+        sys.stderr.write("scripts/bench: mounting needs root; run: sudo scripts/bench\n")
+        return 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    systems, missing = _systems(given)
+    rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
+    results = _measure(given, systems, scenarios, rounds)
+    peer = PEERS.get(given.peer, given.peer)
+    notes = _pairs(given.note)
+    _write(given, Report(results, scenarios, systems, missing, peer, rounds, given.quick, notes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
