@@ -111,7 +111,7 @@ def _write(given: argparse.Namespace, report: Report) -> None:
 
 def main() -> int:
     given = _arguments()
-    scenarios = chosen(given.rows)
+    scenarios = chosen(given.rows, quick=given.quick and not given.list)
     if given.list:
         _list(scenarios)
         return 0

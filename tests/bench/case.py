@@ -16,8 +16,6 @@ from tests.bench.mounting import Launch, Union
 from tests.bench.systems import System
 from tests.watchdog import Watchdog
 
-WORKERS = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -142,13 +140,14 @@ class Case:
             union.unmount()
 
     @contextlib.contextmanager
-    def worker(self, script: str, *arguments: object, site: bool = False) -> Iterator[Worker]:
-        """A worker that is ready; *script* is a file of this package."""
-        flags = ["-E"] if site else ["-S", "-E"]
-        path = self.launch_path(script)
-        command = [self.launch.python, *flags, path, *(str(each) for each in arguments)]
+    def worker(self, script: str, *arguments: object) -> Iterator[Worker]:
+        """A worker that is ready; *script* is a module of this package."""
+        command = [self.launch.python, "-S", "-E", "-m", f"tests.bench.{script}"]
+        command += [str(each) for each in arguments]
         pipe = subprocess.PIPE
-        process = self.launch.start(command, cwd="/", stdin=pipe, stdout=pipe, stderr=pipe)
+        process = self.launch.start(
+            command, cwd=self.launch.project, stdin=pipe, stdout=pipe, stderr=pipe
+        )
         made = Worker(process, self.deadline)
         try:
             made.wait_ready()
@@ -156,16 +155,15 @@ class Case:
         finally:
             made.end()
 
-    def launch_path(self, script: str) -> str:
-        """Where the client finds *script*."""
-        project = Path(self.launch.environment["PYTHONPATH"].partition(":")[0])
-        return str(project / "tests" / "bench" / script)
-
-    def measure(self, *arguments: object, script: str = "worker.py") -> dict[str, Measured]:
+    def measure(self, *arguments: object, script: str = "worker") -> dict[str, Measured]:
         """The phases of one worker."""
         with self.worker(script, *arguments) as worker:
             worker.go()
             return worker.results()
+
+    def data(self, *arguments: object) -> dict[str, Measured]:
+        """The phases of a worker for data."""
+        return self.measure(*arguments, script="worker_data")
 
     def command(self, *argv: object) -> Measured:
         """A command, from its start to its end."""

@@ -86,6 +86,10 @@ class Scenario:
     """For one round of one system; then its connection is aborted."""
     only: tuple[str, ...] = ()
     """The systems that it is for; empty: all."""
+    quick: bool = True
+    """Part of `--quick`."""
+    baseline: bool = False
+    """Python doing nothing takes part, as `python3`."""
     variants: tuple[tuple[str, str], ...] = ()
     """(suffix, options): each system once with each."""
     modes: tuple[str, ...] = (FREE, PINNED, UNPRIVILEGED)

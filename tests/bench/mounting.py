@@ -50,6 +50,11 @@ class Launch:
             **{"stdin": subprocess.DEVNULL, "env": self.environment, **more},
         )
 
+    @property
+    def project(self) -> str:
+        """Where the project lies for them."""
+        return self.environment["PYTHONPATH"].partition(":")[0]
+
     def own_command(self) -> list[str]:
         return [self.python, "-m", "unionfs", "mount"]
 
@@ -154,6 +159,18 @@ class Union:
             system.in_child(lambda: os.stat(root).st_size, uid=USER, gid=USER)
         else:
             os.stat(self.root)
+
+    def pid(self) -> int:
+        """The daemon's."""
+        assert self.daemon is not None
+        return self.daemon.pid
+
+    def forget_background(self) -> None:
+        """Unmount what a command has mounted whose daemon is not our child."""
+        self.minor = device_minor(self.root)
+        if self.minor is not None:
+            self.watch()
+            self.unmount()
 
     def _said(self) -> str:
         if self._log is None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench import rows_names
+from tests.bench import rows_daemon, rows_data, rows_names, rows_trees
 from tests.bench.model import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*rows_names.SCENARIOS,)
+SCENARIOS: tuple[Scenario, ...] = (
+    *rows_names.SCENARIOS,
+    *rows_trees.SCENARIOS,
+    *rows_data.SCENARIOS,
+    *rows_daemon.SCENARIOS,
+)

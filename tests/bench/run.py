@@ -18,6 +18,9 @@ from tests.bench.rows import SCENARIOS
 from tests.bench.systems import System
 from tests.watchdog import Watchdog
 
+#: Python doing nothing.
+BASELINE = "python3"
+
 #: Figures by mode, row and system.
 Values = dict[str, dict[str, dict[str, list[float]]]]
 
@@ -41,14 +44,19 @@ class Results:
             self.failures.setdefault(mode, {}).setdefault(row.name, {})[system] = reason
 
 
-def chosen(patterns: list[str]) -> list[Scenario]:
-    """The scenarios that fill a row (or are, or are of a group) of one of *patterns*."""
+def chosen(patterns: list[str], *, quick: bool = False) -> list[Scenario]:
+    """The scenarios that fill a row (or are, or are of a group) of one of *patterns*.
+
+    Without patterns all; of these only the short ones if it is to be *quick*.
+    """
 
     def matches(scenario: Scenario) -> bool:
         words = (scenario.name, scenario.group, *(row.name for row in scenario.rows))
         return any(fnmatch.fnmatch(word, each) for word in words for each in patterns)
 
-    return [one for one in SCENARIOS if not patterns or matches(one)]
+    if not patterns:
+        return [one for one in SCENARIOS if one.quick or not quick]
+    return [one for one in SCENARIOS if matches(one)]
 
 
 def rows_of(scenarios: list[Scenario]) -> list[tuple[Scenario, Row]]:
@@ -89,6 +97,8 @@ class Runner:
                 name = f"{system.name}[{suffix}]" if suffix else system.name
                 extra = ",".join(part for part in (scenario.options, options) if part)
                 yield replace(system, name=name), extra
+        if scenario.baseline:
+            yield System(BASELINE, "none"), ""
 
     def _scenario(self, scenario: Scenario, mode: str, head: str) -> None:
         parts = list(self._taking_part(scenario))

@@ -1,21 +1,13 @@
-"""The timed end of the benchmark: one process for one measurement.
-
-`python3 -S -E worker.py WORK ARGUMENTS` prepares what it needs without touching the mount,
-writes `ready`, waits for a line, does its phases, and writes `LABEL NANOSECONDS COUNT` for
-each. A phase is timed as a whole, so that a call costs the same microsecond of Python on every
-system. Nothing is imported that a measurement does not need.
-"""
+"""Workers for names, trees and small files."""
 
 from __future__ import annotations
 
-import gc
+import errno
 import os
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
-Run = Callable[[], object]
-Phase = tuple[str, Run, int]
+from tests.bench.client import Phase, Run, Works, serve, spawn, together
 
 BLOCK = b"\x5a" * 4096
 
@@ -59,21 +51,65 @@ def is_absent(path: str) -> None:
     raise AssertionError(f"{path} is there")
 
 
-def cold_and_warm(paths: list[str], call: Callable[[str], object]) -> list[Phase]:
-    run = over(paths, call)
-    return [("cold", run, len(paths)), ("warm", run, len(paths))]
+def walk(path: str) -> int:
+    """Visit every directory, as `os.walk` does: types come from the listing."""
+    count = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            count += 1
+            if entry.is_dir(follow_symlinks=False):
+                count += walk(entry.path)
+    return count
+
+
+def walk_and_stat(path: str) -> None:
+    """Visit everything, and ask for the attributes of each."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                walk_and_stat(entry.path)
+            else:
+                entry.stat(follow_symlinks=False)
+
+
+def list_and_stat(path: str) -> None:
+    for name in os.listdir(path):
+        os.lstat(f"{path}/{name}")
+
+
+def twice(run: Run, count: int) -> list[Phase]:
+    return [("cold", run, count), ("warm", run, count)]
+
+
+def once(call: Callable[..., object], *arguments: object) -> Run:
+    """*call*, for its time only."""
+
+    def run() -> None:
+        call(*arguments)
+
+    return run
 
 
 def do_stat(root: str, dirs: str, files: str) -> list[Phase]:
-    return cold_and_warm(names(root, dirs, files), os.stat)
+    paths = names(root, dirs, files)
+    return twice(over(paths, os.stat), len(paths))
 
 
 def do_open(root: str, dirs: str, files: str) -> list[Phase]:
-    return cold_and_warm(names(root, dirs, files), read_file)
+    paths = names(root, dirs, files)
+    return twice(over(paths, read_file), len(paths))
+
+
+def do_open_many(root: str, dirs: str, files: str, processes: str) -> list[Phase]:
+    """Each process reads files of its own."""
+    paths, number = names(root, dirs, files), int(processes)
+    jobs = [over(paths[index::number], read_file) for index in range(number)]
+    return [("cold", together([*jobs]), len(paths))]
 
 
 def do_absent(root: str, dirs: str, files: str) -> list[Phase]:
-    return cold_and_warm(names(root, dirs, files, "absent"), is_absent)
+    paths = names(root, dirs, files, "absent")
+    return twice(over(paths, is_absent), len(paths))
 
 
 def do_change(directory: str, count: str) -> list[Phase]:
@@ -90,33 +126,103 @@ def do_change(directory: str, count: str) -> list[Phase]:
     return [
         ("create", over(files, write_file), len(files)),
         ("mkdir", over(dirs, os.mkdir), len(dirs)),
-        ("symlink", over(links, lambda path: os.symlink("target", path)), len(links)),
+        ("symlink", over(links, partial(os.symlink, "target")), len(links)),
         ("rename", rename, len(files)),
         ("unlink", over(moved, os.unlink), len(moved)),
     ]
 
 
-WORKS: dict[str, Callable[..., list[Phase]]] = {
+def do_chmod(root: str, dirs: str, files: str) -> list[Phase]:
+    paths = names(root, dirs, files)
+
+    def chmod(path: str) -> None:
+        os.chmod(path, 0o640)
+
+    return [("chmod", over(paths, chmod), len(paths))]
+
+
+def do_rename_directory(old: str, new: str) -> list[Phase]:
+    """As mv(1) does it: a rename, and a copy where that is refused."""
+
+    def run() -> None:
+        try:
+            os.rename(old, new)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            spawn(["mv", old, new])
+
+    return [("rename", run, 1)]
+
+
+def do_list(path: str, count: str) -> list[Phase]:
+    return twice(once(list_and_stat, path), int(count))
+
+
+def do_walk(path: str, count: str) -> list[Phase]:
+    return twice(once(walk, path), int(count))
+
+
+def do_walk_and_stat(path: str, count: str) -> list[Phase]:
+    return [("walk", once(walk_and_stat, path), int(count))]
+
+
+def do_command(*argv: str) -> list[Phase]:
+    return [("run", once(spawn, [*argv]), 1)]
+
+
+def do_command_twice(*argv: str) -> list[Phase]:
+    return twice(once(spawn, [*argv]), 1)
+
+
+def do_copy(target: str, *sources: str) -> list[Phase]:
+    def run() -> None:
+        os.mkdir(target)
+        spawn(["cp", "-a", *sources, target])
+
+    return [("run", run, 1)]
+
+
+def do_start(directory: str, target: str, *argv: str) -> list[Phase]:
+    """A command that mounts *target* from *directory*, and then its first answer."""
+    os.chdir(directory)
+    first = once(os.stat, target) if target else once(int)
+    return [("exit", once(spawn, [*argv]), 1), ("first", first, 1)]
+
+
+def do_mixed(root: str, dirs: str, files: str) -> list[Phase]:
+    """Eight processes: three read files, three make and remove them, two walk."""
+    paths = names(root, dirs, files)
+    made = [[f"{root}/d000/job{job}-{n:04d}" for n in range(len(paths) // 6)] for job in range(3)]
+
+    def make_and_remove(own: list[str]) -> None:
+        for path in own:
+            write_file(path)
+            os.unlink(path)
+
+    jobs: list[Callable[[], object]] = [over(paths[job::3], read_file) for job in range(3)]
+    jobs += [partial(make_and_remove, own) for own in made]
+    jobs += [partial(walk, root), partial(walk, root)]
+    return [("all", together(jobs), 1)]
+
+
+WORKS: Works = {
     "stat": do_stat,
     "open": do_open,
+    "open-many": do_open_many,
     "absent": do_absent,
     "change": do_change,
+    "chmod": do_chmod,
+    "rename-directory": do_rename_directory,
+    "list": do_list,
+    "walk": do_walk,
+    "walk-and-stat": do_walk_and_stat,
+    "copy": do_copy,
+    "command": do_command,
+    "command-twice": do_command_twice,
+    "start": do_start,
+    "mixed": do_mixed,
 }
 
-
-def main() -> None:
-    phases = WORKS[sys.argv[1]](*sys.argv[2:])
-    gc.disable()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-    lines = []
-    for label, run, count in phases:
-        before = time.perf_counter_ns()
-        run()
-        lines.append(f"{label} {time.perf_counter_ns() - before} {count}\n")
-    sys.stdout.write("".join(lines))
-
-
 if __name__ == "__main__":
-    main()
+    serve(WORKS)
