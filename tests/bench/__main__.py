@@ -11,16 +11,17 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.bench import plot
+from tests.bench import markdown, plot
 from tests.bench.arena import arena, open_to_users
 from tests.bench.model import FREE, PEERS, PINNED, UNPRIVILEGED, Scale, Scenario
 from tests.bench.mounting import Launch, environment
-from tests.bench.report import Report, write_markdown
+from tests.bench.report import Report
 from tests.bench.run import Results, Runner, chosen, progress, rows_of
 from tests.bench.systems import OPTIONS, System, find
 from tests.watchdog import Watchdog
 
 ROUNDS, QUICK_ROUNDS = 5, 2
+QUICK_SYSTEMS = ["unionfs", "overlay", "fuse-overlayfs*"]
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,11 +69,19 @@ def _systems(given: argparse.Namespace) -> tuple[list[System], list[str]]:
     if given.fuse_overlayfs:
         named["fuse-overlayfs"] = given.fuse_overlayfs
     present, missing = find(named)
-    if not given.systems:
-        return present, missing
-    wanted = [PEERS.get(name, name) for name in given.systems]
+    wanted = given.systems or (QUICK_SYSTEMS if given.quick else ["*"])
+    wanted = [PEERS.get(name, name) for name in wanted]
     chosen_systems = [one for one in present if any(fnmatch.fnmatch(one.name, w) for w in wanted)]
-    return chosen_systems, [name for name in missing if name in wanted]
+    return chosen_systems, [n for n in missing if any(fnmatch.fnmatch(n, w) for w in wanted)]
+
+
+def _watchdog() -> Watchdog:
+    """A watchdog that outlives Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return Watchdog()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _measure(
@@ -80,7 +89,7 @@ def _measure(
 ) -> Results:
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(arena())
-        watchdog = Watchdog()
+        watchdog = _watchdog()
         stack.callback(watchdog.close)
         root = Launch(sys.executable, environment())
         cpu = max(os.sched_getaffinity(0))
@@ -104,9 +113,9 @@ def _write(given: argparse.Namespace, report: Report) -> None:
     if given.svg:
         given.svg.write_text(plot.draw(report))
     if given.markdown and str(given.markdown) != "-":
-        write_markdown(given.markdown, report.as_markdown())
+        markdown.write(given.markdown, report)
     else:
-        sys.stdout.write(report.as_markdown())
+        sys.stdout.write(markdown.text(report))
 
 
 def main() -> int:
@@ -119,7 +128,8 @@ def main() -> int:
         sys.stderr.write("scripts/bench: mounting needs root; run: sudo scripts/bench\n")
         return 1
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     systems, missing = _systems(given)
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
     results = _measure(given, systems, scenarios, rounds)

@@ -182,9 +182,8 @@ def open_to_users(base: Path) -> Iterator[dict[str, str]]:
         "python": Path(sys.base_prefix),
         "packages": Path(sysconfig.get_path("purelib")),
         "project": REPOSITORY,
-        "peers": base,
     }
-    for name, place in list(places.items())[:3]:
+    for name, place in places.items():
         (base / name).mkdir()
         system.mount(place, base / name, None, system.MS_BIND)
     inside = Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve())

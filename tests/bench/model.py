@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 #: Short names of peers, for goals and for `--peer`.
 PEERS = {"fo": "fuse-overlayfs", "fo1": "fuse-overlayfs-1", "kernel": "overlay"}
 
-FREE, PINNED, UNPRIVILEGED = "free", "pinned", "unprivileged"
+FREE, PINNED, UNPRIVILEGED = MODES = "free", "pinned", "unprivileged"
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Launch:
             command,
             preexec_fn=self.prepare,  # noqa: PLW1509 - this process has no threads
             text=True,
+            process_group=0,  # Ctrl-C is for the benchmark, which ends them in good order
             **{"stdin": subprocess.DEVNULL, "env": self.environment, **more},
         )
 

@@ -71,11 +71,7 @@ def _ten(row: str) -> Callable[[Case], dict[str, float]]:
             roots = [stack.enter_context(case.mounted(union)) for union in unions]
             before = processes.page_cache()
             for root in roots:
-                worker = stack.enter_context(
-                    case.worker("worker_data", "hold", root / "blob", size)
-                )
-                worker.go()
-                worker.results()
+                case.data("map", root / "blob", size)
             return {row: max(0, processes.page_cache() - before) / MIB}
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.bench.arena import Arena, Missing
 from tests.bench.case import Case
-from tests.bench.model import FREE, PINNED, UNPRIVILEGED, Row, Scale, Scenario
+from tests.bench.model import FREE, PINNED, Row, Scale, Scenario
 from tests.bench.mounting import Launch
 from tests.bench.rows import SCENARIOS
 from tests.bench.systems import System
@@ -124,7 +125,7 @@ class Runner:
                 self.results.add(mode, system.name, scenario.run(case))
             finally:
                 case.clear()
-        except (OSError, Missing, AssertionError) as error:
+        except (OSError, Missing, AssertionError, subprocess.SubprocessError) as error:
             progress(f"{scenario.name} {mode} {system.name}: {error}\n")
             self.results.fail(mode, scenario, system.name, str(error))
 
@@ -136,6 +137,3 @@ def progress(text: str) -> None:
     elif text.endswith("\n") or os.environ.get("UNIONFS_BENCH_VERBOSE"):
         sys.stderr.write(text.rstrip("\n") + "\n")
     sys.stderr.flush()
-
-
-MODES = (FREE, PINNED, UNPRIVILEGED)

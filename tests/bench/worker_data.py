@@ -97,20 +97,6 @@ def do_touch(path: str) -> list[Phase]:
     return [("write", run, 1)]
 
 
-def do_hold(path: str, size: str) -> list[Phase]:
-    """Read a file through a mapping, which is kept until the worker ends."""
-    kept = []
-
-    def run() -> None:
-        file = os.open(path, os.O_RDONLY)
-        mapped = mmap.mmap(file, int(size), prot=mmap.PROT_READ)
-        while mapped.read(MIB):
-            pass
-        kept.append(mapped)
-
-    return [("hold", run, 1)]
-
-
 def do_sqlite(directory: str, count: str) -> list[Phase]:
     import sqlite3  # noqa: PLC0415 - only this one needs it
 
@@ -141,7 +127,6 @@ WORKS: Works = {
     "random-read": do_random_read,
     "random-write": do_random_write,
     "touch": do_touch,
-    "hold": do_hold,
     "sqlite": do_sqlite,
 }
 
