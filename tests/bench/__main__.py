@@ -103,6 +103,7 @@ def _measure(
         try:
             runner.run(scenarios, modes)
         except KeyboardInterrupt:
+            runner.results.interrupted = True
             progress("interrupted: the report has what was measured so far\n")
         return runner.results
 
@@ -136,7 +137,7 @@ def main() -> int:
     peer = PEERS.get(given.peer, given.peer)
     notes = _pairs(given.note)
     _write(given, Report(results, scenarios, systems, missing, peer, rounds, given.quick, notes))
-    return 0
+    return 130 if results.interrupted else 0
 
 
 if __name__ == "__main__":

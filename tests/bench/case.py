@@ -77,7 +77,13 @@ class Worker:
         assert self.process.stderr is not None
         self.process.kill()
         lines = self.process.stderr.read().strip().splitlines()
-        return lines[-1][:300] if lines else f"worker ended with {self.process.wait(10)}"
+        # What a command said comes before the traceback of the worker that ran it.
+        said = lines[0] if lines and not lines[0].startswith("Traceback") else ""
+        return (
+            f"{lines[-1][-200:]} {said[:200]}".strip()
+            if lines
+            else f"worker ended with {self.process.wait(10)}"
+        )
 
     def end(self) -> None:
         """Leave nothing of it."""
@@ -106,7 +112,12 @@ class Case:
     deadline: float = 0.0
 
     def __post_init__(self) -> None:
-        self.deadline = time.monotonic() + self.scenario.seconds
+        self.deadline = time.monotonic() + self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """That may pass before its mounts are aborted."""
+        return self.scale.count(self.scenario.seconds, min(20.0, self.scenario.seconds))
 
     def union(self, place: str = "r/0") -> Union:
         """A union of this system, with fresh directories and not mounted."""
@@ -118,7 +129,7 @@ class Case:
             place,
             writable=not self.scenario.read_only,
             copies=self.scenario.writes and not self.scenario.read_only,
-            seconds=self.scenario.seconds,
+            seconds=self.seconds,
         )
         made.make()
         self.unions.append(made)
@@ -140,13 +151,20 @@ class Case:
             union.unmount()
 
     @contextlib.contextmanager
-    def worker(self, script: str, *arguments: object) -> Iterator[Worker]:
-        """A worker that is ready; *script* is a module of this package."""
+    def worker(self, script: str, *arguments: object, session: bool = False) -> Iterator[Worker]:
+        """A worker that is ready; *script* is a module of this package; in a *session* of its own."""
         command = [self.launch.python, "-S", "-E", "-m", f"tests.bench.{script}"]
         command += [str(each) for each in arguments]
         pipe = subprocess.PIPE
         process = self.launch.start(
-            command, cwd=self.launch.project, stdin=pipe, stdout=pipe, stderr=pipe
+            command,
+            cwd=self.launch.project,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            # One of the two keeps Ctrl-C away from it.
+            start_new_session=session,
+            process_group=None if session else 0,
         )
         made = Worker(process, self.deadline)
         try:

@@ -44,7 +44,8 @@ def _head(head: dict[str, Any], peer: str) -> str:
     machine = f"{head['kernel']}, {head['cpus']} {TIMES} {head['cpu']}, {head['python']}"
     reading = (
         f"Medians of up to {head['rounds']} rounds{quick}, with half the distance of the "
-        f"extremes. \u2717: failed, see the end; \u2191: higher is better; ratios are to {peer}."
+        f"extremes. \u2717: failed, see the end; \u2191: higher is better; ratios are to {peer}"
+        f" (placement: to `placement=off`)."
     )
     lines = [f"{head['date']}, {machine}, load at the end {head['load']:.1f}.", "", reading, ""]
     for name, facts in head["systems"].items():

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from tests.bench.case import Case
 
 #: Short names of peers, for goals and for `--peer`.
 PEERS = {"fo": "fuse-overlayfs", "fo1": "fuse-overlayfs-1", "kernel": "overlay"}
+
+Number = TypeVar("Number", int, float)
 
 FREE, PINNED, UNPRIVILEGED = MODES = "free", "pinned", "unprivileged"
 
@@ -52,7 +54,7 @@ class Scale:
 
     quick: bool = False
 
-    def count(self, full: int, quick: int) -> int:
+    def count(self, full: Number, quick: Number) -> Number:
         """The number to take: *full*, or *quick*."""
         return quick if self.quick else full
 
@@ -92,4 +94,4 @@ class Scenario:
     """Python doing nothing takes part, as `python3`."""
     variants: tuple[tuple[str, str], ...] = ()
     """(suffix, options): each system once with each."""
-    modes: tuple[str, ...] = (FREE, PINNED, UNPRIVILEGED)
+    modes: tuple[str, ...] = MODES

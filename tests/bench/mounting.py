@@ -47,8 +47,13 @@ class Launch:
             command,
             preexec_fn=self.prepare,  # noqa: PLW1509 - this process has no threads
             text=True,
-            process_group=0,  # Ctrl-C is for the benchmark, which ends them in good order
-            **{"stdin": subprocess.DEVNULL, "env": self.environment, **more},
+            # Ctrl-C is for the benchmark, which ends them in good order.
+            **{
+                "stdin": subprocess.DEVNULL,
+                "env": self.environment,
+                "process_group": 0,
+                **more,
+            },
         )
 
     @property
@@ -183,6 +188,8 @@ class Union:
         """Unmount and wait for the daemon's end. Raises when the watchdog had to help."""
         fired = False
         try:
+            if self.daemon is not None and self.minor is None:
+                self.daemon.kill()  # interrupted before it was seen to be mounted
             self._unmount_patiently()
             if self.daemon is not None:
                 self.daemon.wait(GRACE)

@@ -139,7 +139,7 @@ def _hogs(session: str, case: Case) -> dict[str, float]:
     seconds = case.scale.count(10, 3)
     with (
         case.mounted() as root,
-        case.worker("worker_hogs", "hogs", session, seconds + 1) as hogs,
+        case.worker("worker_hogs", "hogs", seconds + 1, session=session == "other") as hogs,
         case.worker("worker_hogs", "trips", root / "d000" / "f0000", seconds) as client,
     ):
         hogs.go()

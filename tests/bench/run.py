@@ -32,6 +32,7 @@ class Results:
 
     values: Values = field(default_factory=dict)
     failures: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    interrupted: bool = False
 
     def add(self, mode: str, system: str, figures: dict[str, float]) -> None:
         """Take the figures of one round."""

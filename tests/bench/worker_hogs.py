@@ -44,11 +44,9 @@ def _hog(cpu: int, delay: float, until: float, report: int) -> None:
     os.write(report, f"{int(loops / (bursts * ON))}\n".encode())
 
 
-def do_hogs(session: str, seconds: str) -> list[Phase]:
-    """One hog on each CPU, in our session or in one of its own; loops for each second."""
+def do_hogs(seconds: str) -> list[Phase]:
+    """One hog on each CPU; loops for each second."""
     cpus = sorted(os.sched_getaffinity(0))
-    if session == "other":
-        os.setsid()
 
     def run() -> dict[str, int]:
         reader, writer = os.pipe()
