@@ -152,7 +152,7 @@ class Case:
 
     @contextlib.contextmanager
     def worker(self, script: str, *arguments: object, session: bool = False) -> Iterator[Worker]:
-        """A worker that is ready; *script* is a module of this package; in a *session* of its own."""
+        """A worker that is ready: the module *script*, if asked in a *session* of its own."""
         command = [self.launch.python, "-S", "-E", "-m", f"tests.bench.{script}"]
         command += [str(each) for each in arguments]
         pipe = subprocess.PIPE
