@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.bench import markdown, plot
 from tests.bench.arena import arena, open_to_users
+from tests.bench.figures import goal_text
 from tests.bench.model import FREE, PEERS, PINNED, UNPRIVILEGED, Scale, Scenario
 from tests.bench.mounting import Launch, environment
 from tests.bench.report import Report
@@ -61,7 +62,9 @@ def _modes(given: argparse.Namespace) -> list[str]:
 
 def _list(scenarios: list[Scenario]) -> None:
     for scenario, row in rows_of(scenarios):
-        sys.stdout.write(f"{scenario.group:12} {row.name:24} {row.unit:6} {row.what}\n")
+        goals = ", ".join(goal_text(row, goal) for goal in row.goals)
+        line = f"{scenario.group:10}{row.name:18}{row.unit:9}{row.what}"
+        sys.stdout.write(f"{line}: {goals}\n" if goals else f"{line}\n")
 
 
 def _systems(given: argparse.Namespace) -> tuple[list[System], list[str]]:

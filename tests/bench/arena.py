@@ -26,6 +26,9 @@ from tests.watchdog import CONNECTIONS
 
 PREFIX = "unionfs-bench-"
 
+#: For the rows about a disk.
+DISK = Path("/var/tmp")
+
 #: Of the sparse images. Inodes are many: a tree of 100,000 files is one of the rows.
 IMAGE_GIB = {"memory": 8, "xfs": 5}
 INODES = 500_000
@@ -107,9 +110,8 @@ class Arena:
         return self._grounds[place]
 
     def _on_disk(self) -> Path:
-        root = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/var/tmp")) / "disk"
+        root = _own_directory(DISK) / "disk"
         root.mkdir()
-        root.parent.chmod(0o755)
         return root
 
     def _image(self, place: str) -> Path:
@@ -144,14 +146,21 @@ def _memory() -> Path:
     shared = Path("/dev/shm")
     if shared.is_dir() and os.statvfs(shared).f_frsize * os.statvfs(shared).f_bavail > 6 << 30:
         return shared
-    return Path("/var/tmp")
+    return DISK
+
+
+def _own_directory(parent: Path) -> Path:
+    """A new directory with our number in its name: a later run knows whether we live."""
+    made = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
+    made.chmod(0o755)
+    return made
 
 
 def _remove_old() -> None:
-    for parent in (_memory(), Path("/var/tmp")):
+    for parent in {_memory(), DISK}:
         for old in parent.glob(f"{PREFIX}*"):
-            owner = old / "pid"
-            alive = owner.exists() and Path(f"/proc/{owner.read_text().strip()}").exists()
+            pid = old.name.removeprefix(PREFIX).partition("-")[0]
+            alive = pid.isdigit() and Path(f"/proc/{pid}").exists()
             if not alive and old.stat().st_uid == os.geteuid():
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -163,10 +172,7 @@ def arena() -> Iterator[Arena]:
     if not any(CONNECTIONS.iterdir()) and not os.path.ismount(CONNECTIONS):
         system.mount("none", CONNECTIONS, "fusectl")
     _remove_old()
-    base = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_memory()))
-    (base / "pid").write_text(str(os.getpid()))
-    base.chmod(0o755)
-    made = Arena(base)
+    made = Arena(_own_directory(_memory()))
     try:
         yield made
     finally:

@@ -177,6 +177,7 @@ class Union:
         if self.minor is not None:
             self.watch()
             self.unmount()
+            time.sleep(0.2)  # its end is not to run into the next measurement
 
     def _said(self) -> str:
         if self._log is None:

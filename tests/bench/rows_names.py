@@ -125,7 +125,7 @@ SCENARIOS = (
     Scenario(
         "chmod",
         "names",
-        (trips("chmod", "chmod of a 4 KiB lower file: a copy-up", Goal(1.3, "kernel")),),
+        (plain("chmod", "chmod of a 4 KiB lower file: a copy-up", Goal(1.3, "kernel")),),
         _grid,
         _chmod("chmod"),
         changes_lower=True,
