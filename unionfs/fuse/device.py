@@ -54,6 +54,7 @@ _WANTED: Final = (
     | Init.PARALLEL_DIROPS
     | Init.POSIX_ACL
     | Init.MAX_PAGES
+    | Init.NO_OPENDIR_SUPPORT
     | Init.CACHE_SYMLINKS
     | Init.HANDLE_KILLPRIV_V2
     | Init.INIT_EXT
@@ -288,6 +289,8 @@ class DeviceSession:
 _EXPECTED: Final = frozenset(
     {
         Opcode.FLUSH,
+        Opcode.OPENDIR,
+        Opcode.RELEASEDIR,
         Opcode.GETLK,
         Opcode.SETLK,
         Opcode.SETLKW,

@@ -251,10 +251,7 @@ class Requests:
         length = min(length, _MOST_COPIED)
         return await self._fs.copy_range(source, source_offset, target, target_offset, length)
 
-    # Directories
-
-    async def opendir(self, header: Header, body: memoryview) -> Reply:
-        return protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE | protocol.FOPEN_CACHE_DIR, 0)
+    # Directories, which need not be opened: OPENDIR is answered ENOSYS
 
     async def readdir(self, header: Header, body: memoryview) -> Reply:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
@@ -283,9 +280,6 @@ class Requests:
             if entry is not None and not dots:
                 self._fs.remember(entry.node)
         return reply
-
-    async def releasedir(self, header: Header, body: memoryview) -> Reply:
-        return b""
 
     async def fsyncdir(self, header: Header, body: memoryview) -> Reply:
         _, flags, _ = protocol.FSYNC_IN.unpack_from(body)
