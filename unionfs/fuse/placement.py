@@ -199,7 +199,10 @@ class Placement:
         threads: list[threading.Thread] = []
         for reader in [*self._readers, *([self._near] if self._near else [])]:
             thread = threading.Thread(
-                target=reader.run, args=(read_loop,), name=f"reader-{len(threads)}"
+                target=reader.run,
+                args=(read_loop,),
+                name=f"reader-{len(threads)}",
+                daemon=True,  # it may wait in the device for ever
             )
             try:
                 thread.start()
