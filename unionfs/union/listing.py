@@ -18,6 +18,7 @@ from unionfs.fuse.interface import Attr, DirectoryEntry, Entry, ListedName
 from unionfs.layer import xattrs
 from unionfs.union import merge
 from unionfs.union.adopt import adopt
+from unionfs.union.emptiness import AT_ONCE, version_of
 from unionfs.union.snapshot import DOTS, Snapshot
 from unionfs.waiting import blocking
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from unionfs.union.nodes import DirNode, Node
     from unionfs.union.tree import MergedTree
 
-#: Names gathered before other requests get their turn.
-_BATCH: Final = 2000
 #: Snapshots, and names in all of them, that are kept for those in the midst of a listing.
 _MOST_SNAPSHOTS: Final = 64
 _MOST_NAMES: Final = 500_000
@@ -69,22 +68,22 @@ class Listings:
 
     def _is_fresh(self, node: DirNode, snapshot: Snapshot) -> bool:
         """Say whether every name still lies where *snapshot* has it."""
-        return not snapshot.stale and snapshot.version == _version(node)
+        return not snapshot.stale and snapshot.version == version_of(node)
 
     async def _gather(self, node: DirNode) -> Snapshot:
-        places, version = node.places(), _version(node)
+        places, version = node.places(), version_of(node)
         read: list[list[bytes]] = []
         listed: list[Listed] = []
-        source = merge.list_entries(places, read)
+        source = merge.look_through(places, read)
         while True:
-            batch = list(itertools.islice(source, _BATCH))
-            listed += batch
-            if len(batch) < _BATCH:
+            batch = list(itertools.islice(source, AT_ONCE))
+            listed += [entry for entry in batch if entry is not None]
+            if len(batch) < AT_ONCE:
                 break
             await blocking(os.sched_yield)
         snapshot = Snapshot(places, listed)
         snapshot.version = version
-        if version == _version(node) and not node.removed:
+        if version == version_of(node) and not node.removed:
             self._tree.sieves.learn(node, read)
         return snapshot
 
@@ -226,11 +225,6 @@ class Listings:
         except OSError:
             return None
         return status.st_dev
-
-
-def _version(node: DirNode) -> int:
-    """Return a number that changes with every name that the upper directory gets."""
-    return -1 if node.upper is None else node.upper.version
 
 
 def _dots(node: DirNode, offset: int) -> Iterator[tuple[int, DirNode]]:

@@ -148,10 +148,15 @@ def _component(name: bytes) -> bytes:
 Listed = tuple[bytes, int, int, int]
 
 
-def list_entries(
+def list_entries(places: Sequence[Directory]) -> Iterator[Listed]:
+    """Yield what shows in the directory that *places* make up, each name once."""
+    return (entry for entry in look_through(places) if entry is not None)
+
+
+def look_through(
     places: Sequence[Directory], read: list[list[bytes]] | None = None
-) -> Iterator[Listed]:
-    """Yield what shows in the directory that *places* make up, each name once.
+) -> Iterator[Listed | None]:
+    """Yield as ``list_entries``, and ``None`` for what is passed over, so that one can pause.
 
     *read* is given the names that each place has something for, whiteouts included.
     """
@@ -167,14 +172,17 @@ def list_entries(
                 name = whiteouts.hidden_by(name) or name
                 hidden.append(name)
                 has.append(name)
+                yield None
                 continue
             kind = kind_of(entry)
             hides = _may_be_whiteout(directory, kind) and _is_whiteout(directory, entry)
-            if hides:
-                hidden.append(name)
-            elif hides is not None and name not in seen:
+            if hides is False and name not in seen:
                 seen.add(name)
                 yield name, number, kind, entry.inode()
+                continue
+            if hides:
+                hidden.append(name)
+            yield None
         seen.update(hidden)
         if read is not None:
             read.append(has)
@@ -196,8 +204,3 @@ def _is_whiteout(directory: Directory, entry: os.DirEntry[bytes]) -> bool | None
 def list_names(places: Sequence[Directory]) -> Iterator[bytes]:
     """Yield each name that shows in the directory that *places* make up, once."""
     return (name for name, _, _, _ in list_entries(places))
-
-
-def is_empty(places: Sequence[Directory]) -> bool:
-    """Say whether nothing shows in the directory that *places* make up."""
-    return next(list_names(places), None) is None

@@ -9,9 +9,10 @@ import stat
 from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls
-from unionfs.union import merge, whiteouts
+from unionfs.union import whiteouts
 from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copyup import copy_up, settled
+from unionfs.union.emptiness import is_empty
 from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_protected
@@ -46,13 +47,13 @@ async def unlink(tree: MergedTree, parent: DirNode, name: bytes) -> None:
 async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:
     """Remove a directory that shows nothing; ENOTEMPTY when it does.
 
-    Waits, when all is done, while the whiteouts that were in it are removed.
+    Waits while many whiteouts are passed over, and for their removal when all is done.
     """
     node = _present(tree, parent, name)
     if not isinstance(node, DirNode):
         fail(errno.ENOTDIR, name)
     _refuse_removal(tree, parent, node)
-    if not merge.is_empty(node.places()):
+    if not await is_empty(node):
         fail(errno.ENOTEMPTY, name)
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from unionfs.layer.tree import Directory
-from unionfs.union import merge, whiteouts
+from unionfs.union import whiteouts
 from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import copy_xattrs, mark_impure
 from unionfs.union.copyup import copy_up, settled
+from unionfs.union.emptiness import is_empty
 from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
@@ -69,9 +70,12 @@ async def rename(
         fail(errno.EEXIST, new_name)
     if old.node is new.node:
         return
-    _refuse(tree, old, new, exchange=bool(flags & RENAME_EXCHANGE))
-    await _copy_up_both(tree, old, new, exchange=bool(flags & RENAME_EXCHANGE))
-    if flags & RENAME_EXCHANGE:
+    exchange = bool(flags & RENAME_EXCHANGE)
+    _refuse(tree, old, new, exchange=exchange)
+    if isinstance(new.node, DirNode) and not exchange and not await is_empty(new.node):
+        fail(errno.ENOTEMPTY, new.name)
+    await _copy_up_both(tree, old, new, exchange=exchange)
+    if exchange:
         _exchange(tree, old, new)
     else:
         detached: list[bytes] = []
@@ -97,8 +101,6 @@ def _refuse(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> No
         return
     if isinstance(new.node, DirNode) != isinstance(old.node, DirNode):
         fail(errno.EISDIR if isinstance(new.node, DirNode) else errno.ENOTDIR)
-    if isinstance(new.node, DirNode) and not merge.is_empty(new.node.places()):
-        fail(errno.ENOTEMPTY, new.name)
 
 
 async def _copy_up_both(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> None:
