@@ -22,9 +22,6 @@ from unionfs.errors import MountError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-#: Words this near to one of our own are taken for a slip.
-NEAR = 2
-
 _MAX_ID = 2**32 - 2
 
 
@@ -171,9 +168,11 @@ class _Reader:
             reason = f"not supported ({key}={_SETTLED[key][0]} is)"
         else:
             own = optstring.nearest(key, _OWN)
-            slip = optstring.distance(key, own) <= NEAR
+            slip = optstring.distance(key, own) <= optstring.NEAR
             nearest = own if slip else optstring.nearest(key, _KNOWN)
-            reason = f"unknown option, the nearest known one is {nearest}"
+            reason = "unknown option"
+            if slip or optstring.resembles(key, nearest):
+                reason += f", the nearest known one is {nearest}"
             if slip:
                 raise UsageError(f"{shown}: {reason}")
         if not self.tolerant:

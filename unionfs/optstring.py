@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+#: Words with this many slips may still be meant.
+NEAR = 2
+
 # A quote only opens right after "=" and closes before a comma or the end, so that a file
 # name with a quote in it stays a file name.
 _OPTION = re.compile(
@@ -90,3 +93,9 @@ def distance(one: str, other: str) -> int:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the word of *known* (not empty) that is most like *word*."""
     return min(sorted(known), key=lambda candidate: distance(word, candidate))
+
+
+def resembles(word: str, known: str) -> bool:
+    """Say whether *word* may have been meant as *known*: few slips, most letters right."""
+    slips = distance(word, known)
+    return slips <= NEAR and 2 * slips < len(word)

@@ -92,3 +92,19 @@ def test_distance_counts_letters(one: str, other: str, expected: int) -> None:
 def test_the_nearest_word_wins_and_ties_are_stable() -> None:
     assert optstring.nearest("vlatile", {"volatile", "userxattr"}) == "volatile"
     assert optstring.nearest("x", {"c", "b", "a"}) == "a"
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "expected"),
+    [
+        ("upperdri", "upperdir", True),
+        ("uperdirs", "upperdir", True),
+        ("debgu", "debug", True),
+        ("bogus", "debug", False),
+        ("noacl", "nodev", False),
+        ("rx", "ro", False),
+        ("", "ro", False),
+    ],
+)
+def test_words_that_may_be_meant(word: str, known: str, expected: bool) -> None:
+    assert optstring.resembles(word, known) is expected
