@@ -28,5 +28,5 @@ CHANGES = {
         "unlink",
         "utime",
     ],
-    syscalls: ["clone_file", "renameat2", "set_times"],
+    syscalls: ["clone_file", "fallocate", "renameat2", "set_inode_flags", "set_times"],
 }

@@ -17,11 +17,14 @@ from typing import Any
 from tests.mounts import Layers
 from unionfs.fuse.interface import ROOT_ID, Caller, Changes, DirectoryEntry, Entry
 from unionfs.fuse.libfuse import on_trio
+from unionfs.layer import syscalls
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
 from unionfs.union.operations import UnionFS
 
 CALLER = Caller(0, 0, os.getpid())
+#: Inode flags that a copy-up keeps.
+_FLAGS = syscalls.FS_IMMUTABLE_FL | syscalls.FS_APPEND_FL | syscalls.FS_NOATIME_FL
 
 
 @contextmanager
@@ -142,6 +145,38 @@ class Client:
             finally:
                 await self.fs.release(handle)
 
+    async def chattr(self, path: str, added: int) -> None:
+        async with self.node(path) as node:
+            await self.fs.set_flags(node, await self.fs.get_flags(node) | added)
+
+    async def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        async with self.node(path) as node:
+            handle = (await self.fs.open(node, os.O_RDWR)).handle
+            try:
+                await self.fs.fallocate(handle, offset, length, mode)
+            finally:
+                await self.fs.release(handle)
+
+    async def copy_range(self, source: str, target: str, length: int) -> None:
+        async with self.node(source) as reader, self.node(target) as writer:
+            handles = [(await self.fs.open(node, os.O_RDWR)).handle for node in (reader, writer)]
+            try:
+                await self.fs.copy_range(handles[0], 0, handles[1], 0, length)
+            finally:
+                for handle in handles:
+                    await self.fs.release(handle)
+
+    async def tmpfile(self, path: str) -> None:
+        """Make a file without a name, and give it one."""
+        async with self.place(path) as (parent, name):
+            entry, file = await self.fs.tmpfile(parent, 0o640, os.O_RDWR, CALLER)
+            self.took(entry)
+            try:
+                self.forget(self.took(await self.fs.link(entry.node, parent, name)))
+            finally:
+                await self.fs.release(file.handle)
+                self.forget(entry.node)
+
     async def create(self, path: str, mode: int = 0o644) -> None:
         async with self.place(path) as (parent, name):
             entry, file = await self.fs.create(parent, name, mode, os.O_RDWR, CALLER)
@@ -213,6 +248,9 @@ class Client:
         names = await self.fs.listxattr(node, CALLER)
         values = {name: await self.fs.getxattr(node, name) for name in sorted(names)}
         content: bytes | None = None
+        flags: int | None = None
+        if stat.S_ISREG(attr.mode) or stat.S_ISDIR(attr.mode):
+            flags = await self.fs.get_flags(node) & _FLAGS
         nlink: int | None = attr.nlink
         if stat.S_ISREG(attr.mode):
             content = await self.read(path)
@@ -220,4 +258,4 @@ class Client:
             content = await self.fs.readlink(node)
         elif stat.S_ISDIR(attr.mode):
             nlink = None
-        return attr.mode, attr.uid, attr.gid, nlink, attr.rdev, values, content
+        return attr.mode, attr.uid, attr.gid, nlink, attr.rdev, values, flags, content

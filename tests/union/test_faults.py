@@ -21,6 +21,7 @@ from tests.crash.test_kill import make
 from tests.mounts import Layers
 from tests.system import RENAME_EXCHANGE
 from tests.union.client import Client, opened
+from unionfs.layer.syscalls import FS_APPEND_FL, FS_IMMUTABLE_FL, FS_NOATIME_FL
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("ours_only")]
 
@@ -34,6 +35,11 @@ OPERATIONS: dict[str, Operation] = {
     "write to a large file": lambda c: c.write("large", b"written", 1000),
     "truncate": lambda c: c.truncate("large", 100),
     "change one of two names": lambda c: c.truncate("links/a", 3),
+    "punch a hole": lambda c: c.fallocate("large", 0x3, 0, 8192),
+    "copy a range": lambda c: c.copy_range("deep/down/file", "large", 3),
+    "chattr": lambda c: c.chattr("deep/down/file", FS_NOATIME_FL),
+    "chattr +i": lambda c: c.chattr("deep/down/file", FS_IMMUTABLE_FL | FS_NOATIME_FL),
+    "chattr +a a directory": lambda c: c.chattr("tree", FS_APPEND_FL),
     "chown a link": lambda c: c.chown("symlink", 7, 7),
     "chmod a directory": lambda c: c.chmod("tree", 0o700),
     "chmod a lower directory": lambda c: c.chmod("pure", 0o700),
@@ -45,6 +51,8 @@ OPERATIONS: dict[str, Operation] = {
     "mkdir over whiteout": lambda c: c.mkdir("deleted", 0o750),
     "symlink over whiteout": lambda c: c.symlink("deleted", b"elsewhere"),
     "create": lambda c: c.create("pure/new", 0o640),
+    "create without a name, then link": lambda c: c.tmpfile("pure/new"),
+    "and over a whiteout": lambda c: c.tmpfile("deleted"),
     "mkdir": lambda c: c.mkdir("pure/new"),
     "mknod": lambda c: c.mknod("deep/down/fifo", 0o010644),
     "link": lambda c: c.link("deep/down/file", "pure/hard"),
