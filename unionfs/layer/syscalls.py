@@ -75,6 +75,9 @@ _FS_IOC_MEASURE_VERITY: Final = 0xC0046686
 _VERITY_DIGEST: Final = struct.Struct("=HH")  # algorithm, size; then the digest
 
 
+_StatxBuffer = ctypes.c_char * 256
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = (
         ("flags", ctypes.c_uint64),
@@ -194,15 +197,18 @@ def file_system_uuid(fd: int) -> bytes:
     return bytes(16)
 
 
-def _statx(fd: int, mask: int) -> bytes:
-    buffer = ctypes.create_string_buffer(256)
-    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, mask, buffer))
+def _statx(fd: int, mask: int, name: bytes = b"") -> bytes:
+    buffer = _StatxBuffer()
+    _check(_libc.statx(fd, name, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, mask, buffer), name)
     return buffer.raw
 
 
-def protected_attributes(fd: int) -> int:
-    """Return the STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND bits of *fd* (statx(2))."""
-    attributes = int.from_bytes(_statx(fd, 0)[8:16], sys.byteorder)
+def protected_attributes(fd: int, name: bytes = b"") -> int:
+    """Return the STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND bits of *fd* or *name* in it.
+
+    See statx(2); *name* is not followed.
+    """
+    attributes = int.from_bytes(_statx(fd, 0, name)[8:16], sys.byteorder)
     return attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND)
 
 

@@ -103,7 +103,7 @@ def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = Fal
     opened = node.opened
     if opened is not None and not opened.may_strip:
         return False
-    mode = tree.status(node).st_mode
+    mode = (tree.status(node) if opened is None else os.fstat(opened.fd)).st_mode
     with tree.object(node) as path:
         changed = copymeta.strip_set_ids(path, mode, keeps_set_ids=keeps_set_ids)
     if opened is not None:

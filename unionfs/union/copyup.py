@@ -31,7 +31,7 @@ from unionfs.union.copymeta import (
     strip_set_ids,
 )
 from unionfs.union.indexed import link_up, move_into_index
-from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.nodes import NO_METACOPY, DirNode, FileNode, Node
 from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
 
@@ -151,13 +151,19 @@ def refuse_metacopy(tree: MergedTree, node: FileNode) -> None:
 
     So does the kernel's overlayfs when that feature is off.
     """
+    if node.known & NO_METACOPY:
+        return
     layer = tree.layer_of(node)
     try:
-        with tree.object(node) as path:
-            mark = layer.read_mark(path, xattrs.METACOPY, follow=True)
+        if node.pinned >= 0:
+            mark = layer.read_mark(xattrs.fd_path(node.pinned), xattrs.METACOPY, follow=True)
+        else:
+            mark = layer.read_mark(xattrs.entry_path(*tree.location(node)), xattrs.METACOPY)
     except PermissionError:
         return  # a lower file that we may not read: opening it says so
-    if mark is not None:
+    if mark is None:
+        tree.learn(node, NO_METACOPY)
+    else:
         tree.report_once("a layer has files copied up by metacopy=on, which is not supported")
         fail(errno.EPERM)
 

@@ -20,7 +20,7 @@ from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode
 from unionfs.union.copyup import copy_up
 from unionfs.union.indexed import record_count
-from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.nodes import NO_METACOPY, NO_PROTATTR, DirNode, FileNode, Node
 from unionfs.union.protect import refuse_new_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unionfs.fuse.interface import Caller
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_NAMELESS: Final = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 
 
 def prepare_name(tree: MergedTree, parent: DirNode, name: bytes) -> Directory:
@@ -52,14 +53,35 @@ def create_file(
 ) -> tuple[FileNode, int]:
     """Make a regular file; return its node and a descriptor open for reading and writing."""
     directory = prepare_name(tree, parent, name)
-    with tree.work.temporary() as temporary, contextlib.ExitStack() as opened:
-        fd = os.open(temporary, _CREATE, 0o600, dir_fd=tree.work.fd)
+    # Where nothing need be replaced, a file without a name is given one: nothing to clean up.
+    fd = -1 if directory.lstat(name) is not None else _open_nameless(tree)
+    with contextlib.ExitStack() as opened:
+        temporary = b""
+        if fd < 0:
+            temporary = tree.work.new_name()
+            opened.callback(tree.work.discard, temporary)
+            fd = os.open(temporary, _CREATE, 0o600, dir_fd=tree.work.fd)
         opened.callback(os.close, fd)
-        _finish(tree, directory, tree.work.path_of(temporary), stat.S_IFREG | mode, caller)
         status = os.fstat(fd)
-        _show(tree, directory, temporary, name)
+        path = xattrs.fd_path(fd)
+        _finish(tree, directory, path, stat.S_IFREG | mode, caller, status, follow=True)
+        if temporary:
+            _show(tree, directory, temporary, name)
+        else:
+            directory.added(name)
+            os.link(path, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
         opened.pop_all()
     return _new_file(tree, parent, name, status), fd
+
+
+def _open_nameless(tree: MergedTree, flags: int = 0) -> int:
+    """Make a file without a name beside the temporaries; -1 where that cannot be."""
+    try:
+        return os.open(b".", _NAMELESS | flags, 0o600, dir_fd=tree.work.fd)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+        return -1
 
 
 def create_nameless(
@@ -74,15 +96,17 @@ def create_nameless(
     tree.refuse_read_only()
     refuse_new_names(tree, parent)
     exclusive = flags & os.O_EXCL
-    wanted = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | exclusive
+    fd = _open_nameless(tree, exclusive)
+    if fd < 0:
+        fail(errno.EOPNOTSUPP)
     with contextlib.ExitStack() as opened:
-        fd = os.open(b".", wanted, 0o600, dir_fd=tree.work.fd)
         opened.callback(os.close, fd)
+        status = os.fstat(fd)
         path = xattrs.fd_path(fd)
-        _finish(tree, parent.top(), path, stat.S_IFREG | mode, caller, follow=True)
+        _finish(tree, parent.top(), path, stat.S_IFREG | mode, caller, status, follow=True)
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         opened.pop_all()
-    real = tree.nodes.numbers.real(os.fstat(fd))
+    real = tree.nodes.numbers.real(status)
     node = FileNode(tree.nodes.number_for(real, real), stat.S_IFREG, None, b"")
     node.upper = node.removed = True
     node.linkable = not exclusive
@@ -127,8 +151,8 @@ def _create(
     with tree.work.temporary() as temporary:
         make(temporary)
         path = tree.work.path_of(temporary)
-        _finish(tree, directory, path, mode, caller)
         status = os.lstat(path)
+        _finish(tree, directory, path, mode, caller, status)
         _show(tree, directory, temporary, name)
     return _new_file(tree, parent, name, status)
 
@@ -144,8 +168,8 @@ def create_directory(
         whiteout = directory.lstat(name) is not None
         if whiteout or tree.shows_below(parent, name):
             whiteouts.set_opaque(tree.marks, path)
-        final = _finish(tree, directory, path, stat.S_IFDIR | mode, caller)
         status = os.lstat(path)
+        final = _finish(tree, directory, path, stat.S_IFDIR | mode, caller, status)
         if whiteout:
             flags = syscalls.RENAME_EXCHANGE
             syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)
@@ -163,27 +187,30 @@ def _finish(
     path: bytes,
     mode: int,
     caller: Caller,
+    own: os.stat_result,
     *,
     follow: bool = False,
 ) -> int:
     """Give a new object owner, mode and inherited ACLs; return the mode it is to have.
 
-    *follow* is for a *path* that is a descriptor's own (``xattrs.fd_path``).
+    *own* are the attributes that it has so far, *follow* is for a *path* that is a
+    descriptor's own (``xattrs.fd_path``).
     """
     parent = os.fstat(directory.fd())
     inherits_group = parent.st_mode & stat.S_ISGID
     gid = parent.st_gid if inherits_group else caller.gid
     if inherits_group and stat.S_ISDIR(mode):
         mode |= stat.S_ISGID
-    _set_owner(tree, path, caller.uid, gid, follow=follow)
+    _set_owner(tree, path, caller.uid, gid, own, follow=follow)
     if not stat.S_ISLNK(mode):
         mode = _inherit_acl(directory, path, mode, caller.umask, follow=follow)
         os.chmod(path, movable_mode(tree, mode))
     return mode
 
 
-def _set_owner(tree: MergedTree, path: bytes, uid: int, gid: int, *, follow: bool) -> None:
-    own = os.stat(path, follow_symlinks=follow)
+def _set_owner(
+    tree: MergedTree, path: bytes, uid: int, gid: int, own: os.stat_result, *, follow: bool
+) -> None:
     if tree.options.squash_to_uid is not None:
         uid = own.st_uid
     if tree.options.squash_to_gid is not None:
@@ -216,6 +243,7 @@ def _new_file(tree: MergedTree, parent: DirNode, name: bytes, status: os.stat_re
     ino = tree.nodes.number_for(real, real)
     node = FileNode(ino, stat.S_IFMT(status.st_mode), parent, name)
     node.upper = True
+    node.known = NO_METACOPY | NO_PROTATTR
     tree.nodes.add(node, real)
     _take_name(parent, name, node)
     return node
@@ -229,6 +257,7 @@ def _new_directory(
     upper = Directory(directory.layer, directory, name)
     upper.names = tree.sieves.empty()
     node = DirNode(ino, parent, name, upper, ())
+    node.known = NO_PROTATTR
     tree.nodes.add(node, real)
     _take_name(parent, name, node)
     return node

@@ -79,9 +79,11 @@ class OpenFiles:
         if mode & (stat.S_ISUID | stat.S_ISGID) and not keeps_set_ids:
             self._tree.tell_changed(node)  # of a mode that changes, the kernel knows nothing
 
-    def adopt(self, node: FileNode, fd: int, flags: int) -> Opened:
-        """Take over *fd*, on which a new file was made."""
+    def adopt(self, node: FileNode, fd: int, flags: int, mode: int) -> Opened:
+        """Take over *fd*, on which a new file was made with *mode*."""
         node.opened = OpenFile(fd, writable=True)
+        if not mode & (stat.S_ISUID | stat.S_ISGID):
+            node.opened.may_strip = False  # it was just made, and has no capability either
         passthrough.begin(self._tree, node, node.opened)
         return self._add(node, flags)
 

@@ -27,7 +27,7 @@ from unionfs.layer.syscalls import (
 )
 from unionfs.layer.tree import opened_up
 from unionfs.union.copyup import copy_up, refuse_metacopy
-from unionfs.union.nodes import FileNode, Node
+from unionfs.union.nodes import NO_PROTATTR, FileNode, Node
 from unionfs.union.protect import APPEND, IMMUTABLE, protection
 from unionfs.union.tree import MergedTree, fail
 
@@ -81,6 +81,7 @@ async def set_flags(tree: MergedTree, node: Node, flags: int) -> None:
 def _record_protection(tree: MergedTree, node: Node, flags: int) -> None:
     letters = (b"a" if flags & FS_APPEND_FL else b"") + (b"i" if flags & FS_IMMUTABLE_FL else b"")
     layer = tree.upper_layer
+    node.known &= ~NO_PROTATTR
     with tree.object(node) as path:
         if letters:
             layer.write_mark(path, xattrs.PROTATTR, letters, follow=True)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from unionfs.union.sieve import Sieve
     from unionfs.union.snapshot import Snapshot
 
+#: The object's data is its own, not elsewhere by an ``overlay.metacopy`` mark.
+NO_METACOPY: Final = 1
+#: The upper object has no ``overlay.protattr``.
+NO_PROTATTR: Final = 2
+
 #: Types as in ``st_mode``, one object for each.
 _KINDS: Final = {
     kind: kind
@@ -44,6 +49,7 @@ class Node:
         "copying",
         "ino",
         "kind",
+        "known",
         "lookups",
         "more_reals",
         "name",
@@ -69,6 +75,8 @@ class Node:
         self.pinned = -1
         #: Set while the object is being copied up.
         self.copying: threading.Event | None = None
+        #: Marks that the object is known not to have: ``NO_METACOPY``, ``NO_PROTATTR``.
+        self.known = 0
 
     @property
     def reals(self) -> tuple[int, ...]:

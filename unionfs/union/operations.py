@@ -179,19 +179,19 @@ class UnionFS:
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         node, fd = create.create_file(self._tree, directory, name, mode, caller)
-        return self._created(node, fd, flags)
+        return self._created(node, fd, flags, mode)
 
     async def tmpfile(
         self, parent: int, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         node, fd = create.create_nameless(self._tree, directory, mode, flags, caller)
-        return self._created(node, fd, flags)
+        return self._created(node, fd, flags, mode)
 
-    def _created(self, node: FileNode, fd: int, flags: int) -> tuple[Entry, Opened]:
-        opened = self._files.adopt(node, fd, flags)
+    def _created(self, node: FileNode, fd: int, flags: int, mode: int) -> tuple[Entry, Opened]:
+        opened = self._files.adopt(node, fd, flags, mode)
         try:
-            return self._entry(node), opened
+            return self._entry(node, os.fstat(fd)), opened
         except BaseException:
             self._files.release(opened.handle)
             raise

@@ -9,14 +9,14 @@ protected by their own file system.
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls, xattrs
+from unionfs.union.nodes import NO_PROTATTR, DirNode
 from unionfs.union.tree import fail
 
 if TYPE_CHECKING:
-    from unionfs.union.nodes import DirNode, Node
+    from unionfs.union.nodes import Node
     from unionfs.union.tree import MergedTree
 
 IMMUTABLE = syscalls.STATX_ATTR_IMMUTABLE
@@ -25,16 +25,21 @@ APPEND = syscalls.STATX_ATTR_APPEND
 
 def protection(tree: MergedTree, node: Node) -> int:
     """Return the IMMUTABLE and APPEND bits that hold for *node*."""
-    fd = tree.open_object(node)
-    try:
-        bits = syscalls.protected_attributes(fd)
-        if node.in_upper:
-            path = xattrs.fd_path(fd)
-            letters = tree.upper_layer.read_mark(path, xattrs.PROTATTR, follow=True) or b""
-            bits |= (IMMUTABLE if b"i" in letters else 0) | (APPEND if b"a" in letters else 0)
+    if node.pinned >= 0:
+        dirfd, name = node.pinned, b""
+    elif isinstance(node, DirNode):
+        dirfd, name = node.top().fd(), b""
+    else:
+        dirfd, name = tree.location(node)
+    bits = syscalls.protected_attributes(dirfd, name)
+    if not node.in_upper or node.known & NO_PROTATTR:
         return bits
-    finally:
-        os.close(fd)
+    path = xattrs.entry_path(dirfd, name) if name else xattrs.fd_path(dirfd)
+    letters = tree.upper_layer.read_mark(path, xattrs.PROTATTR, follow=not name)
+    if letters is None:
+        tree.learn(node, NO_PROTATTR)
+        return bits
+    return bits | (IMMUTABLE if b"i" in letters else 0) | (APPEND if b"a" in letters else 0)
 
 
 def refuse_protected(tree: MergedTree, node: Node) -> None:

@@ -92,7 +92,8 @@ def _refuse(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> No
             refuse_new_names(tree, place.parent)
             continue
         refuse_protected(tree, place.node)
-        refuse_lost_names(tree, place.parent)
+        if place is old or place.parent is not old.parent:
+            refuse_lost_names(tree, place.parent)
     if not tree.options.redirect_dir:
         for place in (old, new) if exchange else (old,):
             if isinstance(place.node, DirNode) and place.node.lowers:

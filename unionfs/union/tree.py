@@ -92,6 +92,11 @@ class MergedTree:
             fail(errno.ENOENT)
         return node.upper
 
+    def learn(self, node: Node, known: int) -> None:
+        """Remember that the object of *node* lacks a mark, unless others may give it one."""
+        if self.sieves.lifetime:
+            node.known |= known
+
     def report_once(self, message: str, *arguments: object) -> None:
         """Log a warning that every further request would only repeat."""
         if message not in self._reported:
@@ -232,15 +237,24 @@ class MergedTree:
         if node.pinned >= 0:
             return os.fstat(node.pinned)
         if isinstance(node, DirNode):
-            return os.fstat(node.top().fd())
+            top = node.top()
+            if top.descriptor < 0 and top.parent is not None and top.layer.isolated:
+                # Need not be opened for this; elsewhere that tells what is mounted on it.
+                return os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
+            return os.fstat(top.fd())
         dirfd, name = self.location(node)
         return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
 
     @contextmanager
     def object(self, node: Node) -> Iterator[bytes]:
         """Yield a path that leads to what *node* shows, whatever its names do meanwhile."""
-        if node.pinned >= 0:
-            yield xattrs.fd_path(node.pinned)
+        fd = node.pinned
+        if isinstance(node, DirNode):
+            fd = fd if fd >= 0 else node.top().fd()
+        elif fd < 0 and isinstance(node, FileNode) and node.opened is not None:
+            fd = node.opened.fd
+        if fd >= 0:
+            yield xattrs.fd_path(fd)
             return
         fd = self.open_object(node)
         try:
