@@ -106,6 +106,14 @@ class Client:
             entry: Entry = await self.fs.lookup(parent, name)
             return entry
 
+    async def absent(self, parent: int, name: bytes) -> None:
+        """Demand that nothing shows as *name*."""
+        try:
+            entry = await self.fs.lookup(parent, name)
+        except FileNotFoundError:
+            return
+        raise AssertionError(f"{name!r} is there: {entry}")
+
     @asynccontextmanager
     async def place(self, path: str) -> AsyncIterator[tuple[int, bytes]]:
         """The directory of *path*, held, and the last name."""

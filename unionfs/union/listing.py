@@ -58,8 +58,10 @@ class Listings:
     async def _snapshot(self, node: DirNode, offset: int) -> Snapshot:
         """Return names to go on with after *offset*, those of now when it is the beginning."""
         snapshot = self._kept.get(node)
-        if snapshot is not None and offset == 0 and not self._is_fresh(node, snapshot):
-            snapshot = None
+        if snapshot is not None and offset == 0:
+            old = snapshot.taken + self._tree.sieves.lifetime < monotonic()
+            if old or not self._is_fresh(node, snapshot):
+                snapshot = None
         if snapshot is None:
             snapshot = await self._gather(node)
         snapshot.used = monotonic()
@@ -68,7 +70,9 @@ class Listings:
 
     def _is_fresh(self, node: DirNode, snapshot: Snapshot) -> bool:
         """Say whether every name still lies where *snapshot* has it."""
-        return not snapshot.stale and snapshot.version == version_of(node)
+        if snapshot.stale or not self._tree.sieves.lifetime:
+            return False
+        return snapshot.version == version_of(node)
 
     async def _gather(self, node: DirNode) -> Snapshot:
         places, version = node.places(), version_of(node)
@@ -82,7 +86,7 @@ class Listings:
                 break
             await blocking(os.sched_yield)
         snapshot = Snapshot(places, listed)
-        snapshot.version = version
+        snapshot.version, snapshot.taken = version, monotonic()
         if version == version_of(node) and not node.removed:
             self._tree.sieves.learn(node, read)
         return snapshot

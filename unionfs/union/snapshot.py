@@ -36,6 +36,7 @@ class Snapshot:
         "places",
         "positions",
         "stale",
+        "taken",
         "tops",
         "used",
         "version",
@@ -45,8 +46,8 @@ class Snapshot:
         self.places = places
         #: Set when the directory has changed: it serves those only who are in the midst of it.
         self.stale = False
-        #: When it was last read (monotonic clock), and which changes it has seen.
-        self.used = 0.0
+        #: When it was taken and last read (monotonic clock), and which changes it has seen.
+        self.taken = self.used = 0.0
         self.version = -1
         #: The devices of the places, ``None`` where inode numbers in listings are not stat's.
         self.devices: dict[int, int | None] = {}
