@@ -27,7 +27,7 @@ from unionfs.fuse import mounting, protocol
 from unionfs.fuse.interface import FileSystem
 from unionfs.fuse.placement import Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
-from unionfs.fuse.requests import Header, Reply, Requests, Timeouts
+from unionfs.fuse.requests import Reply, Requests, Timeouts
 from unionfs.options import MountOptions
 from unionfs.waiting import Blocking
 
@@ -59,6 +59,9 @@ _WANTED: Final = (
     | Init.HANDLE_KILLPRIV_V2
     | Init.INIT_EXT
 )
+
+_unpack_header: Final = protocol.IN_HEADER.unpack_from
+_HEADER_SIZE: Final = protocol.IN_HEADER.size
 
 Request = Coroutine[Blocking, Any, Reply]
 
@@ -158,13 +161,13 @@ class DeviceSession:
         """Answer INIT, the first request, before any other thread reads."""
         buffer = bytearray(protocol.BUFFER_SIZE)
         size = self._read(buffer)
-        header = Header(*protocol.IN_HEADER.unpack_from(buffer))
-        body = memoryview(buffer)[protocol.IN_HEADER.size : size]
-        if size == 0 or header.opcode != Opcode.INIT:
+        _, opcode, unique, *_ = _unpack_header(buffer)
+        if size == 0 or opcode != Opcode.INIT:
             raise MountError(f"{os.fsdecode(self._target)}: the kernel did not begin with INIT")
+        body = memoryview(buffer)[_HEADER_SIZE:size]
         request = protocol.parse_init(body)
         if request.major != protocol.MAJOR or request.minor < protocol.OLDEST_MINOR:
-            self._reply(header.unique, errno.EPROTO, None)
+            self._reply(unique, errno.EPROTO, None)
             raise MountError(
                 f"FUSE protocol {request.major}.{request.minor}: Linux 5.4 or newer is needed"
             )
@@ -174,7 +177,7 @@ class DeviceSession:
         flags = request.flags & wanted
         self._passthrough = bool(flags & Init.PASSTHROUGH)
         self._reply(
-            header.unique,
+            unique,
             0,
             protocol.init_reply(request, flags, stack_depth=int(self._passthrough)),
         )
@@ -195,43 +198,47 @@ class DeviceSession:
         """Take and run requests until the mount is gone."""
         buffer = bytearray(protocol.BUFFER_SIZE)
         view = memoryview(buffer)
-        unpack = protocol.IN_HEADER.unpack_from
         try:
             while True:
                 reader.await_turn()
                 size = self._read(buffer)
                 if size == 0:
                     break
-                header = Header(*unpack(buffer))
-                reader.served(header.pid)
-                if self._run(header, view[protocol.IN_HEADER.size : size]):
+                client = self._run(view[:size])
+                if client < 0:
                     # A worker goes on with the request and what was read of it.
                     buffer = bytearray(protocol.BUFFER_SIZE)
                     view = memoryview(buffer)
+                    client = -client
+                reader.served(client)
         except Exception:
             log.exception("reading requests failed")
         finally:
             self._events.put("gone")
 
-    def _run(self, header: Header, body: memoryview) -> bool:
-        """Run a request until it ends or has to wait; whether a worker goes on with it."""
-        opcode = header.opcode
+    def _run(self, raw: memoryview) -> int:
+        """Run a request until it ends or has to wait.
+
+        Return the thread that made it, as a negative number if a worker goes on with it.
+        """
+        pid: int
+        _, opcode, unique, node, uid, gid, pid, _, _ = _unpack_header(raw)
         self.counts[opcode] += 1
         handler = self._handlers.get(opcode)
         if handler is None:
-            self._refuse(header)
-            return False
-        request = handler(header, body)
+            self._refuse(opcode, unique)
+            return pid
+        request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
         with self._lock:
-            step, reply, code = self._advance(header, request, None, None)
+            step, reply, code = self._advance(opcode, request, None, None)
         if step is not None:
-            self._workers.start(lambda: self._finish(header, request, step))
-            return True
+            self._workers.start(lambda: self._finish(opcode, unique, request, step))
+            return -pid
         if opcode not in _WITHOUT_REPLY:
-            self._reply(header.unique, code, reply)
-        return False
+            self._reply(unique, code, reply)
+        return pid
 
-    def _finish(self, header: Header, request: Request, step: Blocking | None) -> None:
+    def _finish(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> None:
         """Run what is left of a request, its waiting included, in a worker thread."""
         reply: Reply = None
         code = 0
@@ -243,11 +250,11 @@ class DeviceSession:
             except BaseException as error:  # noqa: BLE001 - the request's own to handle
                 failure = error
             with self._lock:
-                step, reply, code = self._advance(header, request, result, failure)
-        self._reply(header.unique, code, reply)
+                step, reply, code = self._advance(opcode, request, result, failure)
+        self._reply(unique, code, reply)
 
     def _advance(
-        self, header: Header, request: Request, result: Any, failure: BaseException | None
+        self, opcode: int, request: Request, result: Any, failure: BaseException | None
     ) -> tuple[Blocking | None, Reply, int]:
         """Run *request* up to its next wait: that wait, or its reply and errno."""
         try:
@@ -259,17 +266,16 @@ class DeviceSession:
         except OSError as error:
             return None, None, error.errno or errno.EIO
         except Exception:
-            log.exception("%s failed", _opcode_name(header.opcode))
+            log.exception("%s failed", _opcode_name(opcode))
             return None, None, errno.EIO
 
-    def _refuse(self, header: Header) -> None:
-        opcode = header.opcode
+    def _refuse(self, opcode: int, unique: int) -> None:
         if opcode == Opcode.INTERRUPT:
             return  # requests run to their end; whoever was interrupted gets the answer
         if opcode not in _EXPECTED and opcode not in self._unknown:
             self._unknown.add(opcode)
             log.warning("%s is answered ENOSYS", _opcode_name(opcode))
-        self._reply(header.unique, errno.ENOSYS, None)
+        self._reply(unique, errno.ENOSYS, None)
 
     def _reply(self, unique: int, code: int, body: Reply) -> None:
         if body:

@@ -120,6 +120,7 @@ FATTR_MTIME: Final = 1 << 5
 FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FATTR_KILL_SUIDGID: Final = 1 << 11
+OPEN_KILL_SUIDGID: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5

@@ -1,8 +1,9 @@
 """What each opcode means: a request's bytes become a call of the file system, its answer bytes.
 
-One coroutine for each opcode, called with the header and the body of a request; it returns
-the body of the reply, ``None`` where the kernel wants none. ``OSError`` is the errno to
-reply. The body is only lent: it is good until the coroutine ends.
+One coroutine for each opcode, called with the node that is asked about, the body of the
+request and who makes it; it returns the body of the reply, ``None`` where the kernel wants
+none. ``OSError`` is the errno to reply. The body is only lent: it is good until the
+coroutine ends.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from unionfs.waiting import Blocking
 if TYPE_CHECKING:
     from unionfs.fuse.interface import FileSystem
 
-#: FUSE_OPEN_KILL_SUIDGID: O_TRUNC is by one without CAP_FSETID.
-_OPEN_KILL_SUIDGID: Final = 1 << 0
 _BILLION: Final = 1_000_000_000
 _RENAME_FLAGS: Final = 3  # NOREPLACE and EXCHANGE; the kernel refuses them together
 
@@ -31,22 +30,10 @@ FS_IOC_FSGETXATTR: Final = 0x801C581F
 FS_IOC_MEASURE_VERITY: Final = 0xC0046686
 
 
-class Header(NamedTuple):
-    """``fuse_in_header``."""
-
-    length: int
-    opcode: int
-    unique: int
-    node: int
-    uid: int
-    gid: int
-    pid: int
-    extensions: int
-    padding: int
-
-
+#: Who asks, of ``fuse_in_header``: uid, gid and thread.
+Who = tuple[int, int, int]
 Reply = bytes | bytearray | memoryview | None
-Handler = Callable[[Header, memoryview], Coroutine[Blocking, Any, Reply]]
+Handler = Callable[[int, memoryview, Who], Coroutine[Blocking, Any, Reply]]
 
 
 class Timeouts(NamedTuple):
@@ -81,136 +68,137 @@ class Requests:
 
     # Nodes
 
-    async def lookup(self, header: Header, body: memoryview) -> Reply:
+    async def lookup(self, node: int, body: memoryview, who: Who) -> Reply:
         try:
-            return self._entry(await self._fs.lookup(header.node, _name(body)))
+            return self._entry(await self._fs.lookup(node, _name(body)))
         except FileNotFoundError:
             return self._missing
 
-    async def forget(self, header: Header, body: memoryview) -> Reply:
-        self._fs.forget(header.node, protocol.FORGET_IN.unpack_from(body)[0])
+    async def forget(self, node: int, body: memoryview, who: Who) -> Reply:
+        self._fs.forget(node, protocol.FORGET_IN.unpack_from(body)[0])
         return None
 
-    async def batch_forget(self, header: Header, body: memoryview) -> Reply:
+    async def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
         count, _ = protocol.BATCH_FORGET_IN.unpack_from(body)
         start = protocol.BATCH_FORGET_IN.size
         size = protocol.FORGET_ONE.size
-        for node, lookups in protocol.FORGET_ONE.iter_unpack(body[start : start + count * size]):
-            self._fs.forget(node, lookups)
+        entries = body[start : start + count * size]
+        for forgotten, lookups in protocol.FORGET_ONE.iter_unpack(entries):
+            self._fs.forget(forgotten, lookups)
         return None
 
     # Attributes
 
-    async def getattr(self, header: Header, body: memoryview) -> Reply:
-        return self._attr(await self._fs.getattr(header.node))
+    async def getattr(self, node: int, body: memoryview, who: Who) -> Reply:
+        return self._attr(await self._fs.getattr(node))
 
-    async def statx(self, header: Header, body: memoryview) -> Reply:
-        attr = await self._fs.getattr(header.node)
-        birth = await self._fs.birth_time(header.node)
+    async def statx(self, node: int, body: memoryview, who: Who) -> Reply:
+        attr = await self._fs.getattr(node)
+        birth = await self._fs.birth_time(node)
         return protocol.pack_statx(attr, birth, self._attr_valid)
 
-    async def setattr(self, header: Header, body: memoryview) -> Reply:
-        return self._attr(await self._fs.setattr(header.node, _changes(body)))
+    async def setattr(self, node: int, body: memoryview, who: Who) -> Reply:
+        return self._attr(await self._fs.setattr(node, _changes(body)))
 
-    async def readlink(self, header: Header, body: memoryview) -> Reply:
-        return await self._fs.readlink(header.node)
+    async def readlink(self, node: int, body: memoryview, who: Who) -> Reply:
+        return await self._fs.readlink(node)
 
-    async def statfs(self, header: Header, body: memoryview) -> Reply:
+    async def statfs(self, node: int, body: memoryview, who: Who) -> Reply:
         return protocol.pack_statfs(await self._fs.statfs())
 
-    async def getxattr(self, header: Header, body: memoryview) -> Reply:
+    async def getxattr(self, node: int, body: memoryview, who: Who) -> Reply:
         size, _ = protocol.GETXATTR_IN.unpack_from(body)
         name = _name(body[protocol.GETXATTR_IN.size :])
-        return _sized(await self._fs.getxattr(header.node, name), size)
+        return _sized(await self._fs.getxattr(node, name), size)
 
-    async def listxattr(self, header: Header, body: memoryview) -> Reply:
+    async def listxattr(self, node: int, body: memoryview, who: Who) -> Reply:
         size, _ = protocol.GETXATTR_IN.unpack_from(body)
-        names = await self._fs.listxattr(header.node, _caller(header))
+        names = await self._fs.listxattr(node, Caller(*who))
         return _sized(b"".join(name + b"\0" for name in names), size)
 
-    async def setxattr(self, header: Header, body: memoryview) -> Reply:
+    async def setxattr(self, node: int, body: memoryview, who: Who) -> Reply:
         size, flags = protocol.SETXATTR_IN.unpack_from(body)
         name, value = _two_names(body[protocol.SETXATTR_IN.size :])
         if len(value) != size:
             raise OSError(errno.EINVAL, "a value of another size than announced")
-        await self._fs.setxattr(header.node, name, value, flags, _caller(header))
+        await self._fs.setxattr(node, name, value, flags, Caller(*who))
         return b""
 
-    async def removexattr(self, header: Header, body: memoryview) -> Reply:
-        await self._fs.removexattr(header.node, _name(body))
+    async def removexattr(self, node: int, body: memoryview, who: Who) -> Reply:
+        await self._fs.removexattr(node, _name(body))
         return b""
 
     # Names
 
-    async def mknod(self, header: Header, body: memoryview) -> Reply:
+    async def mknod(self, node: int, body: memoryview, who: Who) -> Reply:
         mode, rdev, umask, _ = protocol.MKNOD_IN.unpack_from(body)
         name = _name(body[protocol.MKNOD_IN.size :])
         device = protocol.unpack_rdev(rdev)
-        caller = _caller(header, umask)
-        return self._entry(await self._fs.mknod(header.node, name, mode, device, caller))
+        caller = Caller(*who, umask)
+        return self._entry(await self._fs.mknod(node, name, mode, device, caller))
 
-    async def mkdir(self, header: Header, body: memoryview) -> Reply:
+    async def mkdir(self, node: int, body: memoryview, who: Who) -> Reply:
         mode, umask = protocol.MKDIR_IN.unpack_from(body)
         name = _name(body[protocol.MKDIR_IN.size :])
-        caller = _caller(header, umask)
-        return self._entry(await self._fs.mkdir(header.node, name, mode, caller))
+        caller = Caller(*who, umask)
+        return self._entry(await self._fs.mkdir(node, name, mode, caller))
 
-    async def symlink(self, header: Header, body: memoryview) -> Reply:
+    async def symlink(self, node: int, body: memoryview, who: Who) -> Reply:
         name, target = _two_names(body)
-        return self._entry(await self._fs.symlink(header.node, name, target[:-1], _caller(header)))
+        return self._entry(await self._fs.symlink(node, name, target[:-1], Caller(*who)))
 
-    async def link(self, header: Header, body: memoryview) -> Reply:
-        (node,) = protocol.LINK_IN.unpack_from(body)
+    async def link(self, node: int, body: memoryview, who: Who) -> Reply:
+        (linked,) = protocol.LINK_IN.unpack_from(body)
         name = _name(body[protocol.LINK_IN.size :])
-        return self._entry(await self._fs.link(node, header.node, name))
+        return self._entry(await self._fs.link(linked, node, name))
 
-    async def unlink(self, header: Header, body: memoryview) -> Reply:
-        await self._fs.unlink(header.node, _name(body))
+    async def unlink(self, node: int, body: memoryview, who: Who) -> Reply:
+        await self._fs.unlink(node, _name(body))
         return b""
 
-    async def rmdir(self, header: Header, body: memoryview) -> Reply:
-        await self._fs.rmdir(header.node, _name(body))
+    async def rmdir(self, node: int, body: memoryview, who: Who) -> Reply:
+        await self._fs.rmdir(node, _name(body))
         return b""
 
-    async def rename(self, header: Header, body: memoryview) -> Reply:
+    async def rename(self, node: int, body: memoryview, who: Who) -> Reply:
         (new_parent,) = protocol.RENAME_IN.unpack_from(body)
         old, new = _two_names(body[protocol.RENAME_IN.size :])
-        await self._fs.rename(header.node, old, new_parent, new[:-1], 0)
+        await self._fs.rename(node, old, new_parent, new[:-1], 0)
         return b""
 
-    async def rename2(self, header: Header, body: memoryview) -> Reply:
+    async def rename2(self, node: int, body: memoryview, who: Who) -> Reply:
         new_parent, flags, _ = protocol.RENAME2_IN.unpack_from(body)
         if flags & ~_RENAME_FLAGS:
             raise OSError(errno.EINVAL, "rename flags")
         old, new = _two_names(body[protocol.RENAME2_IN.size :])
-        await self._fs.rename(header.node, old, new_parent, new[:-1], flags)
+        await self._fs.rename(node, old, new_parent, new[:-1], flags)
         return b""
 
     # Files
 
-    async def create(self, header: Header, body: memoryview) -> Reply:
+    async def create(self, node: int, body: memoryview, who: Who) -> Reply:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
         name = _name(body[protocol.CREATE_IN.size :])
-        caller = _caller(header, umask)
-        entry, opened = await self._fs.create(header.node, name, mode, flags, caller)
+        caller = Caller(*who, umask)
+        entry, opened = await self._fs.create(node, name, mode, flags, caller)
         return self._entry(entry) + _open_out(opened)
 
-    async def tmpfile(self, header: Header, body: memoryview) -> Reply:
+    async def tmpfile(self, node: int, body: memoryview, who: Who) -> Reply:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
-        caller = _caller(header, umask)
-        entry, opened = await self._fs.tmpfile(header.node, mode, flags, caller)
+        caller = Caller(*who, umask)
+        entry, opened = await self._fs.tmpfile(node, mode, flags, caller)
         return self._entry(entry) + _open_out(opened)
 
-    async def open(self, header: Header, body: memoryview) -> Reply:
+    async def open(self, node: int, body: memoryview, who: Who) -> Reply:
         flags, how = protocol.OPEN_IN.unpack_from(body)
-        keeps = not how & _OPEN_KILL_SUIDGID
-        return _open_out(await self._fs.open(header.node, flags, keeps_set_ids=keeps))
+        keeps = not how & protocol.OPEN_KILL_SUIDGID
+        return _open_out(await self._fs.open(node, flags, keeps_set_ids=keeps))
 
-    async def read(self, header: Header, body: memoryview) -> Reply:
+    async def read(self, node: int, body: memoryview, who: Who) -> Reply:
         handle, offset, size, *_ = protocol.READ_IN.unpack_from(body)
         return await self._fs.read(handle, offset, min(size, protocol.MAX_DATA))
 
-    async def write(self, header: Header, body: memoryview) -> Reply:
+    async def write(self, node: int, body: memoryview, who: Who) -> Reply:
         handle, offset, size, flags, *_ = protocol.WRITE_IN.unpack_from(body)
         data = body[protocol.WRITE_IN.size :]
         if len(data) != size:
@@ -219,28 +207,28 @@ class Requests:
         written = await self._fs.write(handle, offset, data, keeps_set_ids=keeps)
         return protocol.WRITE_OUT.pack(written, 0)
 
-    async def release(self, header: Header, body: memoryview) -> Reply:
+    async def release(self, node: int, body: memoryview, who: Who) -> Reply:
         await self._fs.release(protocol.RELEASE_IN.unpack_from(body)[0])
         return b""
 
-    async def fsync(self, header: Header, body: memoryview) -> Reply:
+    async def fsync(self, node: int, body: memoryview, who: Who) -> Reply:
         handle, flags, _ = protocol.FSYNC_IN.unpack_from(body)
         await self._fs.fsync(handle, data_only=bool(flags & protocol.FSYNC_FDATASYNC))
         return b""
 
-    async def fallocate(self, header: Header, body: memoryview) -> Reply:
+    async def fallocate(self, node: int, body: memoryview, who: Who) -> Reply:
         handle, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(body)
         await self._fs.fallocate(handle, offset, length, mode)
         return b""
 
-    async def lseek(self, header: Header, body: memoryview) -> Reply:
+    async def lseek(self, node: int, body: memoryview, who: Who) -> Reply:
         handle, offset, whence, _ = protocol.LSEEK_IN.unpack_from(body)
         return protocol.LSEEK_OUT.pack(await self._fs.seek(handle, offset, whence))
 
-    async def copy_file_range(self, header: Header, body: memoryview) -> Reply:
+    async def copy_file_range(self, node: int, body: memoryview, who: Who) -> Reply:
         return protocol.WRITE_OUT.pack(await self._copy_range(body), 0)
 
-    async def copy_file_range_64(self, header: Header, body: memoryview) -> Reply:
+    async def copy_file_range_64(self, node: int, body: memoryview, who: Who) -> Reply:
         return protocol.COPY_FILE_RANGE_OUT.pack(await self._copy_range(body))
 
     async def _copy_range(self, body: memoryview) -> int:
@@ -253,20 +241,20 @@ class Requests:
 
     # Directories, which need not be opened: OPENDIR is answered ENOSYS
 
-    async def readdir(self, header: Header, body: memoryview) -> Reply:
+    async def readdir(self, node: int, body: memoryview, who: Who) -> Reply:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
         reply = bytearray()
-        for name, following, number, kind in await self._fs.readdir_names(header.node, offset):
+        for name, following, number, kind in await self._fs.readdir_names(node, offset):
             packed = protocol.pack_dirent(name, number, following, kind)
             if len(reply) + len(packed) > size:
                 break
             reply += packed
         return reply
 
-    async def readdirplus(self, header: Header, body: memoryview) -> Reply:
+    async def readdirplus(self, node: int, body: memoryview, who: Who) -> Reply:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
         reply = bytearray()
-        for name, following, entry in await self._fs.readdir_plus(header.node, offset):
+        for name, following, entry in await self._fs.readdir_plus(node, offset):
             dots = name in (b".", b"..")
             if entry is None:
                 packed = _NO_ENTRY + protocol.pack_dirent(name, _UNKNOWN_NODE, following, 0)
@@ -281,33 +269,33 @@ class Requests:
                 self._fs.remember(entry.node)
         return reply
 
-    async def fsyncdir(self, header: Header, body: memoryview) -> Reply:
+    async def fsyncdir(self, node: int, body: memoryview, who: Who) -> Reply:
         _, flags, _ = protocol.FSYNC_IN.unpack_from(body)
-        await self._fs.fsyncdir(header.node, data_only=bool(flags & protocol.FSYNC_FDATASYNC))
+        await self._fs.fsyncdir(node, data_only=bool(flags & protocol.FSYNC_FDATASYNC))
         return b""
 
     # The rest
 
-    async def syncfs(self, header: Header, body: memoryview) -> Reply:
+    async def syncfs(self, node: int, body: memoryview, who: Who) -> Reply:
         await self._fs.syncfs()
         return b""
 
-    async def ioctl(self, header: Header, body: memoryview) -> Reply:
+    async def ioctl(self, node: int, body: memoryview, who: Who) -> Reply:
         _, _, command, _, in_size, out_size = protocol.IOCTL_IN.unpack_from(body)
         start = protocol.IOCTL_IN.size
         sent = bytes(body[start : start + in_size])
         if command == FS_IOC_GETFLAGS:
-            flags = await self._fs.get_flags(header.node)
+            flags = await self._fs.get_flags(node)
             answer = flags.to_bytes(max(out_size, 4), protocol.BYTE_ORDER)
         elif command == FS_IOC_SETFLAGS:
             flags = int.from_bytes(sent[:4], protocol.BYTE_ORDER)
-            await self._fs.set_flags(header.node, flags)
+            await self._fs.set_flags(node, flags)
             answer = b""
         elif command == FS_IOC_FSGETXATTR:
-            answer = await self._fs.get_xflags(header.node)
+            answer = await self._fs.get_xflags(node)
         elif command == FS_IOC_MEASURE_VERITY and len(sent) >= _DIGEST_HEAD:
             room = int.from_bytes(sent[2:4], protocol.BYTE_ORDER)
-            answer = await self._fs.measure_verity(header.node, room)
+            answer = await self._fs.measure_verity(node, room)
         else:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
         return protocol.IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]
@@ -334,10 +322,6 @@ def _two_names(body: memoryview) -> tuple[bytes, bytes]:
     if not first or not separator:
         raise OSError(errno.EINVAL, "a malformed name")
     return first, second
-
-
-def _caller(header: Header, umask: int = 0) -> Caller:
-    return Caller(header.uid, header.gid, header.pid, umask)
 
 
 def _sized(value: bytes, size: int) -> bytes:
