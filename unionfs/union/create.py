@@ -54,13 +54,14 @@ def create_file(
     """Make a regular file; return its node and a descriptor open for reading and writing."""
     directory = prepare_name(tree, parent, name)
     # Where nothing need be replaced, a file without a name is given one: nothing to clean up.
-    fd = -1 if directory.lstat(name) is not None else _open_nameless(tree)
+    first = _first_mode(tree, mode, 0o600, caller)
+    fd = -1 if directory.lstat(name) is not None else _open_nameless(tree, first)
     with contextlib.ExitStack() as opened:
         temporary = b""
         if fd < 0:
             temporary = tree.work.new_name()
             opened.callback(tree.work.discard, temporary)
-            fd = os.open(temporary, _CREATE, 0o600, dir_fd=tree.work.fd)
+            fd = os.open(temporary, _CREATE, first, dir_fd=tree.work.fd)
         opened.callback(os.close, fd)
         status = os.fstat(fd)
         path = xattrs.fd_path(fd)
@@ -74,10 +75,18 @@ def create_file(
     return _new_file(tree, parent, name, status), fd
 
 
-def _open_nameless(tree: MergedTree, flags: int = 0) -> int:
+def _first_mode(tree: MergedTree, mode: int, safe: int, caller: Caller) -> int:
+    """Return permissions to make an object with that may be right already: nobody sees it yet.
+
+    An unprivileged daemon needs *safe* ones to write to it.
+    """
+    return safe if tree.marks.user else mode & ~caller.umask & 0o777
+
+
+def _open_nameless(tree: MergedTree, mode: int, flags: int = 0) -> int:
     """Make a file without a name beside the temporaries; -1 where that cannot be."""
     try:
-        return os.open(b".", _NAMELESS | flags, 0o600, dir_fd=tree.work.fd)
+        return os.open(b".", _NAMELESS | flags, mode, dir_fd=tree.work.fd)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
             raise
@@ -96,7 +105,7 @@ def create_nameless(
     tree.refuse_read_only()
     refuse_new_names(tree, parent)
     exclusive = flags & os.O_EXCL
-    fd = _open_nameless(tree, exclusive)
+    fd = _open_nameless(tree, _first_mode(tree, mode, 0o600, caller), exclusive)
     if fd < 0:
         fail(errno.EOPNOTSUPP)
     with contextlib.ExitStack() as opened:
@@ -163,7 +172,8 @@ def create_directory(
     """Make a directory; one that is made where one was deleted is opaque."""
     directory = prepare_name(tree, parent, name)
     with tree.work.temporary() as temporary:
-        os.mkdir(temporary, 0o700, dir_fd=tree.work.fd)
+        first = _first_mode(tree, mode, 0o700, caller)
+        os.mkdir(temporary, first, dir_fd=tree.work.fd)
         path = tree.work.path_of(temporary)
         whiteout = directory.lstat(name) is not None
         if whiteout or tree.shows_below(parent, name):
@@ -201,35 +211,45 @@ def _finish(
     gid = parent.st_gid if inherits_group else caller.gid
     if inherits_group and stat.S_ISDIR(mode):
         mode |= stat.S_ISGID
-    _set_owner(tree, path, caller.uid, gid, own, follow=follow)
+    changes = _set_owner(tree, path, caller.uid, gid, own, follow=follow)
     if not stat.S_ISLNK(mode):
-        mode = _inherit_acl(directory, path, mode, caller.umask, follow=follow)
-        os.chmod(path, movable_mode(tree, mode))
+        mode, inherits = _inherit_acl(directory, path, mode, caller.umask, follow=follow)
+        wanted = movable_mode(tree, mode)
+        if changes or inherits or wanted != stat.S_IMODE(own.st_mode):
+            os.chmod(path, wanted)
     return mode
 
 
 def _set_owner(
     tree: MergedTree, path: bytes, uid: int, gid: int, own: os.stat_result, *, follow: bool
-) -> None:
+) -> bool:
+    """Give a new object its owner; return whether that was a change."""
     if tree.options.squash_to_uid is not None:
         uid = own.st_uid
     if tree.options.squash_to_gid is not None:
         gid = own.st_gid
-    if (uid, gid) != (own.st_uid, own.st_gid):
-        os.chown(path, uid, gid, follow_symlinks=follow)
+    if (uid, gid) == (own.st_uid, own.st_gid):
+        return False
+    os.chown(path, uid, gid, follow_symlinks=follow)
+    return True
 
 
-def _inherit_acl(directory: Directory, path: bytes, mode: int, umask: int, *, follow: bool) -> int:
-    """Apply the directory's default ACL, or else the umask; return the mode."""
+def _inherit_acl(
+    directory: Directory, path: bytes, mode: int, umask: int, *, follow: bool
+) -> tuple[int, bool]:
+    """Apply the directory's default ACL, or else the umask.
+
+    Return the mode, and whether there is an ACL.
+    """
     default = xattrs.read(xattrs.fd_path(directory.fd()), xattrs.ACL_DEFAULT, follow=True)
     if default is None:
-        return mode & ~umask
+        return mode & ~umask, False
     mode, access = acl.inherit(default, mode)
     if access is not None:
         xattrs.write(path, xattrs.ACL_ACCESS, access, follow=follow)
     if stat.S_ISDIR(mode):
         xattrs.write(path, xattrs.ACL_DEFAULT, default)
-    return mode
+    return mode, True
 
 
 def _show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:
