@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from unionfs.layer import acl, syscalls, xattrs
-from unionfs.layer.tree import Directory
+from unionfs.layer.tree import Directory, remove_tree
 from unionfs.union import whiteouts
 from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode
@@ -53,6 +53,15 @@ def create_file(
 ) -> tuple[FileNode, int]:
     """Make a regular file; return its node and a descriptor open for reading and writing."""
     directory = prepare_name(tree, parent, name)
+    final = _final_mode(tree, directory, name, stat.S_IFREG | mode, caller)
+    if final is not None:
+        fd = os.open(name, _CREATE, final[0], dir_fd=directory.fd())
+        try:
+            status = _made(tree, directory, name, final[1])
+        except BaseException:
+            os.close(fd)
+            raise
+        return _new_file(tree, parent, name, status), fd
     # Where nothing need be replaced, a file without a name is given one: nothing to clean up.
     first = _first_mode(tree, mode, 0o600, caller)
     fd = -1 if directory.lstat(name) is not None else _open_nameless(tree, first)
@@ -73,6 +82,56 @@ def create_file(
             os.link(path, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
         opened.pop_all()
     return _new_file(tree, parent, name, status), fd
+
+
+def _final_mode(
+    tree: MergedTree, directory: Directory, name: bytes, mode: int, caller: Caller
+) -> tuple[int, int] | None:
+    """Return the permissions with which making an object at *name* makes it complete at once.
+
+    And the group that it will have. ``None`` where it needs to be prepared: there is a
+    whiteout, or owner, permissions or ACLs will not be right by themselves, as they are
+    for those who are who we are.
+    """
+    options = tree.options
+    if options.squash_to_uid is None and caller.uid != tree.identity.uid:
+        return None
+    permissions = mode & ~caller.umask & 0o7777
+    if stat.S_ISLNK(mode):
+        permissions = 0
+    elif permissions & (tree.identity.umask | stat.S_ISUID | stat.S_ISGID):
+        return None
+    if directory.lstat(name) is not None:
+        return None
+    parent = os.fstat(directory.fd())
+    inherits_group = bool(parent.st_mode & stat.S_ISGID)
+    if options.squash_to_gid is not None:
+        if inherits_group:
+            return None
+    elif not inherits_group and caller.gid != tree.identity.gid:
+        return None
+    path = xattrs.fd_path(directory.fd())
+    if not stat.S_ISLNK(mode) and xattrs.read(path, xattrs.ACL_DEFAULT, follow=True) is not None:
+        return None
+    directory.added(name)
+    return permissions, parent.st_gid if inherits_group else tree.identity.gid
+
+
+def _made(tree: MergedTree, directory: Directory, name: bytes, gid: int) -> os.stat_result:
+    """Return the attributes of an object that was made complete at once.
+
+    A file system may have given it another owner (``grpid``, NFS with ``root_squash``): that is put
+    right, or it does not stay.
+    """
+    dirfd = directory.fd()
+    status = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+    if (status.st_uid, status.st_gid) != (tree.identity.uid, gid):
+        try:
+            os.chown(name, tree.identity.uid, gid, dir_fd=dirfd, follow_symlinks=False)
+        except BaseException:
+            remove_tree(dirfd, name)
+            raise
+    return status
 
 
 def _first_mode(tree: MergedTree, mode: int, safe: int, caller: Caller) -> int:
@@ -134,29 +193,35 @@ def create_special(
     def make(temporary: bytes) -> None:
         os.mknod(temporary, stat.S_IFMT(mode) | 0o600, rdev, dir_fd=tree.work.fd)
 
-    return _create(tree, parent, name, make, mode, caller)
+    directory = prepare_name(tree, parent, name)
+    return _create(tree, parent, directory, name, make, mode, caller)
 
 
 def create_symlink(
     tree: MergedTree, parent: DirNode, name: bytes, target: bytes, caller: Caller
 ) -> FileNode:
     """Make a symbolic link to *target*."""
+    directory = prepare_name(tree, parent, name)
+    final = _final_mode(tree, directory, name, stat.S_IFLNK, caller)
+    if final is not None:
+        os.symlink(target, name, dir_fd=directory.fd())
+        return _new_file(tree, parent, name, _made(tree, directory, name, final[1]))
 
     def make(temporary: bytes) -> None:
         os.symlink(target, temporary, dir_fd=tree.work.fd)
 
-    return _create(tree, parent, name, make, stat.S_IFLNK | 0o777, caller)
+    return _create(tree, parent, directory, name, make, stat.S_IFLNK | 0o777, caller)
 
 
 def _create(
     tree: MergedTree,
     parent: DirNode,
+    directory: Directory,
     name: bytes,
     make: Callable[[bytes], None],
     mode: int,
     caller: Caller,
 ) -> FileNode:
-    directory = prepare_name(tree, parent, name)
     with tree.work.temporary() as temporary:
         make(temporary)
         path = tree.work.path_of(temporary)
@@ -171,12 +236,19 @@ def create_directory(
 ) -> DirNode:
     """Make a directory; one that is made where one was deleted is opaque."""
     directory = prepare_name(tree, parent, name)
+    shows_below = tree.shows_below(parent, name)
+    if not shows_below:
+        ready = _final_mode(tree, directory, name, stat.S_IFDIR | mode, caller)
+        if ready is not None:
+            os.mkdir(name, ready[0], dir_fd=directory.fd())
+            status = _made(tree, directory, name, ready[1])
+            return _new_directory(tree, parent, name, directory, status)
     with tree.work.temporary() as temporary:
         first = _first_mode(tree, mode, 0o700, caller)
         os.mkdir(temporary, first, dir_fd=tree.work.fd)
         path = tree.work.path_of(temporary)
         whiteout = directory.lstat(name) is not None
-        if whiteout or tree.shows_below(parent, name):
+        if whiteout or shows_below:
             whiteouts.set_opaque(tree.marks, path)
         status = os.lstat(path)
         final = _finish(tree, directory, path, stat.S_IFDIR | mode, caller, status)

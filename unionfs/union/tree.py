@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
 from unionfs.layer import handles, xattrs
@@ -41,6 +41,21 @@ def fail(code: int, name: bytes | None = None) -> NoReturn:
     raise OSError(code, os.strerror(code), name)
 
 
+class Identity(NamedTuple):
+    """Whose objects are that we make, and which permissions they do not get."""
+
+    uid: int
+    gid: int
+    umask: int
+
+    @classmethod
+    def of_process(cls) -> Identity:
+        """Return ours; the umask cannot be asked for without setting it."""
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return cls(os.geteuid(), os.getegid(), umask)
+
+
 class MergedTree:
     """The layers of a mount as one tree of nodes."""
 
@@ -49,6 +64,7 @@ class MergedTree:
         self.options = options
         self.marks = stack.marks
         self.sieves = Sieves(options.timeout)
+        self.identity = Identity.of_process()
         self.nodes = NodeTable(*self._root(), self.sieves)
         self.kernel: Kernel | None = None
         self._reported: set[str] = set()
