@@ -72,7 +72,9 @@ def _checked(options: MountOptions) -> MountOptions:
 
 def _resolve_target(target: bytes) -> bytes:
     """Return the absolute path of *target*, which must be a directory to mount on."""
-    if mounting.device_of(target) is not None:
+    if (given := mounting.device_of(target)) is not None:
+        if not mounting.is_device(given):
+            raise MountError(f"{os.fsdecode(target)}: not an open /dev/fuse")
         return target
     try:
         place = mounting.resolve(target)

@@ -105,8 +105,11 @@ _MOUNT_WORDS = {
     for word in words.split()
 }
 
-#: The words of `_MOUNT_WORDS` that libfuse and fusermount3 know and that change something.
-_EFFECTIVE = _words("allow_other allow_root dev suid nodev nosuid noexec noatime sync dirsync")
+#: The words of `_MOUNT_WORDS` that are no default of mount(2).
+_EFFECTIVE = _words(
+    "allow_other allow_root dev suid nodev nosuid noexec noatime strictatime nodiratime"
+    " sync dirsync"
+)
 
 #: Words of others, known to change nothing here, whatever their value.
 _IGNORED = _words(

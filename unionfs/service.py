@@ -108,18 +108,17 @@ class _Service:
             self._is_ready = True
 
     def _write_record(self) -> None:
-        entries = mounting.mounts()
-        entry = next((one for one in reversed(entries) if one.target == self._place), None)
+        entry = mounting.entry_of(self._place)
         if entry is None or entry.kind != mounting.FSTYPE:
             return
         record = registry.describe_self(
             entry.device,
-            os.fsdecode(self._place),
+            os.fsdecode(entry.target),
             self._session.name,
             format_options(self._options),
         )
         try:
-            registry.write(record, (one.device for one in entries))
+            registry.write(record, (one.device for one in mounting.mounts()))
             self._record = record
         except OSError as error:
             log.warning("no record of this mount for `unionfs ls`: %s", error)

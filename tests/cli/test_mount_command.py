@@ -144,7 +144,8 @@ def test_what_root_mounts(command: Command) -> None:
 
 def test_unless_the_opposite_is_given(command: Command) -> None:
     command.mount("nodev,nosuid,noexec,atime,noallow_other,sync,dirsync,nodiratime,relatime")
-    assert mount_flags(command.target) == {"rw", "nodev", "nosuid", "noexec", "relatime"}
+    flags = {"rw", "nodev", "nosuid", "noexec", "relatime", "nodiratime"}
+    assert mount_flags(command.target) == flags
     words = set(entry_of(command.target).super_options.split(","))
     assert "allow_other" not in words
     assert {"sync", "dirsync", "default_permissions"} <= words

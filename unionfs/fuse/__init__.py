@@ -16,9 +16,13 @@ SESSION_NAMES: Final = ("auto", "device", "pyfuse3")
 def open_session(options: MountOptions, filesystem: FileSystem) -> Session:
     """Return the session that *options* name; ``auto`` is the direct one.
 
-    Raises `UsageError` where it cannot be had.
+    To let in root beside the mounting user is the work of libfuse, so that this is for the
+    session on it. Raises `UsageError` where it cannot be had.
     """
-    if options.session == "pyfuse3":
+    needs_libfuse = "allow_root" in options.fuse_options
+    if needs_libfuse and options.session == "device":
+        raise UsageError("allow_root: not with session=device, only with session=pyfuse3")
+    if needs_libfuse or options.session == "pyfuse3":
         try:
             from unionfs.fuse.libfuse import PyfuseSession
         except ImportError as error:

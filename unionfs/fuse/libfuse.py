@@ -1,9 +1,8 @@
 """PyfuseSession: the union served through libfuse 3, by pyfuse3 on trio.
 
 The portable session. What libfuse's low-level interface as pyfuse3 has it cannot carry
-(fallocate, SEEK_HOLE, copy_file_range, O_TMPFILE, ioctl, statx) is answered by the
-kernel's own fallbacks. pyfuse3 keeps its session in module globals, so there is one
-mount in a process.
+(fallocate, SEEK_HOLE, copy_file_range, O_TMPFILE, ioctl, statx) is answered by the kernel's
+own fallbacks. pyfuse3 keeps its session in module globals: one mount in a process.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import trio
 
 from unionfs.errors import MountError
 from unionfs.fuse.interface import Attr, Caller, Changes, Opened
+from unionfs.fuse.mounting import words_of_libfuse
 from unionfs.waiting import Blocking
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def on_trio(coroutine: Coroutine[Blocking, Any, _R]) -> _R:
 
 @functools.cache
 def _unlimited() -> trio.CapacityLimiter:
-    """Return what starts any number of threads: one may wait for the end of another."""
+    """Any number of threads: one may wait for the end of another."""
     return trio.CapacityLimiter(math.inf)
 
 
@@ -99,7 +99,7 @@ class PyfuseSession:
     def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
         # libfuse takes a comma for the end of an option unless it is escaped.
         escaped = source.replace("\\", "\\\\").replace(",", "\\,")
-        options = {*words, f"fsname={escaped}", "subtype=unionfs"}
+        options = {*words_of_libfuse(words), f"fsname={escaped}", "subtype=unionfs"}
         shown = os.fsdecode(target)
         with _stderr_kept() as said:
             try:

@@ -11,11 +11,9 @@ import ctypes
 import errno
 import os
 import re
-import shutil
-import socket
-import subprocess
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.errors import MountError
 
@@ -36,16 +34,20 @@ _MOUNT_FLAGS = {
     "sync": 0x10,
     "dirsync": 0x80,
     "noatime": 0x400,
+    "nodiratime": 0x800,
+    "strictatime": 0x1000000,
 }
 #: Words that are the FUSE file system's own.
 _FUSE_WORDS = ("default_permissions", "allow_other")
+#: Words that libfuse and fusermount3 do not know, or not in every version.
+_KERNEL_ONLY = ("nodiratime", "strictatime")
 _DEVICE = "/dev/fuse"
+_DEVICE_NUMBER = os.makedev(10, 229)
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class MountEntry:
+class MountEntry(NamedTuple):
     """One line of mountinfo, proc(5)."""
 
     mount_id: int
@@ -123,13 +125,22 @@ def mount(target: bytes, source: str, words: Sequence[str]) -> int:
     them. Raises `MountError`.
     """
     if os.geteuid() != 0:
+        if _fusermount() is None:
+            raise MountError(f"{os.fsdecode(target)}: mounting needs root, or fusermount3 in PATH")
         return _mount_by_program(target, source, words)
     fd = _open_device()
     try:
         _mount_here(target, source, words, fd)
-    except PermissionError:
-        os.close(fd)  # root of a user namespace, say, that owns no mounts
-        return _mount_by_program(target, source, words)
+    except PermissionError as error:
+        os.close(fd)
+        # Root of a container, say, that owns no mounts; a set-uid program may be allowed more.
+        shown = f"{os.fsdecode(target)}: mount(2): {error.strerror}, CAP_SYS_ADMIN is needed"
+        if _fusermount() is None:
+            raise MountError(shown) from error
+        try:
+            return _mount_by_program(target, source, words)
+        except MountError as second:
+            raise MountError(f"{shown}; {second}") from error
     except OSError as error:
         os.close(fd)
         raise MountError(f"{os.fsdecode(target)}: {error.strerror}") from error
@@ -140,8 +151,15 @@ def _open_device() -> int:
     try:
         return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        hint = "; is the kernel module fuse loaded?" if error.errno != errno.EACCES else ""
-        raise MountError(f"{_DEVICE}: {error.strerror}{hint}") from error
+        hint = _DEVICE_HINTS.get(error.errno or 0, "is the kernel module fuse loaded?")
+        raise MountError(f"{_DEVICE}: {error.strerror}; {hint}") from error
+
+
+_DEVICE_HINTS = {
+    errno.ENOENT: "is the kernel module fuse loaded, and was the container given the device?",
+    errno.EACCES: "its mode lets only others open it",
+    errno.EPERM: "the container was not given the device",
+}
 
 
 def _mount_here(target: bytes, source: str, words: Sequence[str], fd: int) -> None:
@@ -158,38 +176,78 @@ def _mount_here(target: bytes, source: str, words: Sequence[str], fd: int) -> No
         raise OSError(code, os.strerror(code), target)
 
 
+def words_of_libfuse(words: Sequence[str]) -> list[str]:
+    """Return those of *words* that libfuse and fusermount3 know in every version."""
+    return [word for word in words if word not in _KERNEL_ONLY]
+
+
 def _mount_by_program(target: bytes, source: str, words: Sequence[str]) -> int:
     """Let the set-uid fusermount3 mount; it sends the descriptor through a socket."""
-    program = _fusermount()
-    if program is None:
-        raise MountError(f"{os.fsdecode(target)}: mounting needs root, or fusermount3 in PATH")
+    import socket  # noqa: PLC0415 - whoever mounts without its help need not wait for it
+
     escaped = source.replace("\\", "\\\\").replace(",", "\\,")
-    options = ",".join([*words, f"fsname={escaped}", "subtype=unionfs"])
+    options = ",".join([*words_of_libfuse(words), f"fsname={escaped}", "subtype=unionfs"])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs:
-        done = subprocess.run(
-            [program, "-o", options, "--", target],
-            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-            pass_fds=[theirs.fileno()],
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_DONTWAIT)
-            if descriptors:
-                os.set_inheritable(descriptors[0], False)
-                return descriptors[0]
-    raise MountError(f"{os.fsdecode(target)}: {_last_line(done.stderr, program)}")
+    with ours:
+        with theirs:
+            theirs.set_inheritable(True)
+            environment = {"_FUSE_COMMFD": str(theirs.fileno())}
+            _run_fusermount(["-o", options, "--", os.fsdecode(target)], target, environment)
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_DONTWAIT)
+    if not descriptors:
+        raise MountError(f"{os.fsdecode(target)}: fusermount3 sent no descriptor")
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
 
 
 def _fusermount() -> str | None:
-    return shutil.which("fusermount3") or shutil.which("fusermount")
+    """Return the program's path, as a shell finds it."""
+    paths = [
+        os.path.join(directory, name)
+        for name in ("fusermount3", "fusermount")
+        for directory in os.get_exec_path()
+    ]
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
-def _last_line(stderr: bytes, program: str) -> str:
-    """Return why *program* failed: the end of its last line, after what it repeats."""
-    lines = stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1].rsplit(": ", 1)[-1] if lines else f"{program} failed"
+def _run_fusermount(
+    arguments: Sequence[str], target: bytes, environment: dict[str, str] | None = None
+) -> None:
+    """Run fusermount3, which must be there; `MountError` with its reason when it fails.
+
+    Without `subprocess`, which takes longer to import than a mount to make, and which an
+    unmount after long service could not import any more.
+    """
+    program = _fusermount()
+    assert program is not None
+    reader, writer = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            program,
+            [program, *arguments],
+            {**os.environ, **(environment or {})},
+            file_actions=[(os.POSIX_SPAWN_DUP2, writer, number) for number in (1, 2)],
+        )
+    except OSError as error:
+        os.close(reader)
+        raise MountError(f"{program}: {error.strerror}") from error
+    finally:
+        os.close(writer)
+    with open(reader, encoding="utf-8", errors="replace") as pipe:
+        said = pipe.read()
+    failed = bool(said)
+    with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: what it said must do
+        failed = os.waitpid(pid, 0)[1] != 0
+    if failed:
+        raise MountError(f"{os.fsdecode(target)}: {_reason(said, target)}")
+
+
+def _reason(said: str, target: bytes) -> str:
+    """Return why fusermount3 failed: its last line, without what the caller says anyway."""
+    lines = said.strip().splitlines() or ["fusermount3 failed"]
+    reason = lines[-1].partition(": ")[2] or lines[-1]
+    before, found, after = reason.rpartition(f"{os.fsdecode(target)}: ")
+    return after if found and before else reason
 
 
 def device_of(target: bytes) -> int | None:
@@ -198,9 +256,31 @@ def device_of(target: bytes) -> int | None:
     return int(number) if number != target and number.isdigit() else None
 
 
+def is_device(descriptor: int) -> bool:
+    """Say whether *descriptor* is an open /dev/fuse."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _DEVICE_NUMBER
+
+
+def entry_of(place: bytes) -> MountEntry | None:
+    """Return the topmost mount on *place*, or the one behind the descriptor that it names."""
+    descriptor = device_of(place)
+    if descriptor is None:
+        return mount_at(place)
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        # Linux 6.16 and newer say so.
+        found = re.search(r"^fuse_connection:\s*(\d+)$", file.read(), re.MULTILINE)
+    if found is None:
+        return None
+    return next((entry for entry in mounts() if entry.device == f"0:{found[1]}"), None)
+
+
 def minor_of(target: bytes) -> int | None:
     """Return the minor device number of the mount on *target*, ``None`` without one."""
-    entry = mount_at(target)
+    entry = entry_of(target)
     return None if entry is None else int(entry.device.partition(":")[2])
 
 
@@ -223,13 +303,9 @@ def unmount(target: bytes, *, lazy: bool = False) -> None:
     code = ctypes.get_errno()
     if code != errno.EPERM:
         raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}")
-    program = _fusermount()
-    if program is None:
+    if _fusermount() is None:
         raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}, and no fusermount3 in PATH")
-    command = [program, "-u", *(["-z"] if lazy else []), "--", os.fsdecode(target)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode != 0:
-        raise MountError(f"{os.fsdecode(target)}: {_last_line(done.stderr, program)}")
+    _run_fusermount(["-u", *(["-z"] if lazy else []), "--", os.fsdecode(target)], target)
 
 
 def enter_namespace(name: str) -> None:
