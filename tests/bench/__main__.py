@@ -15,7 +15,7 @@ from tests.bench import markdown, plot
 from tests.bench.arena import arena, open_to_users
 from tests.bench.figures import goal_text
 from tests.bench.model import FREE, PEERS, PINNED, UNPRIVILEGED, Scale, Scenario
-from tests.bench.mounting import Launch, environment
+from tests.bench.mounting import SAME_FOR_ALL, Launch, environment
 from tests.bench.report import Report
 from tests.bench.run import Results, Runner, chosen, progress, rows_of
 from tests.bench.systems import OPTIONS, System, find
@@ -99,7 +99,7 @@ def _measure(
         launches = {FREE: root, PINNED: Launch(root.python, root.environment, cpu)}
         if given.unprivileged:
             user = stack.enter_context(open_to_users(made.base))
-            launches[UNPRIVILEGED] = Launch(user["PYTHON"], user, user=True)
+            launches[UNPRIVILEGED] = Launch(user["PYTHON"], {**SAME_FOR_ALL, **user}, user=True)
         modes = _modes(given)
         used = {mode: launches[mode] for mode in modes}
         runner = Runner(made, systems, Scale(given.quick), rounds, watchdog, used)
@@ -134,6 +134,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    os.environ.update(SAME_FOR_ALL)
     systems, missing = _systems(given)
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
     results = _measure(given, systems, scenarios, rounds)

@@ -18,6 +18,9 @@ from tests.mounts import GRACE, REPOSITORY, device_minor
 from tests.ordinary import USER
 from tests.watchdog import Watchdog, abort
 
+#: No language and no configuration of the one who measures.
+SAME_FOR_ALL = {"LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+
 #: What a page of mount(2) can hold.
 KERNEL_LIMIT = 4095
 
@@ -232,4 +235,4 @@ class Union:
 
 def environment() -> dict[str, str]:
     """For processes of root."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "LC_ALL": "C"}
+    return {**os.environ, **SAME_FOR_ALL, "PYTHONPATH": str(REPOSITORY)}
