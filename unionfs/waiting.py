@@ -3,7 +3,9 @@
 A coroutine of the union awaits `blocking` and nothing else. The session on trio makes the
 call in a thread of trio's; the direct session hands the whole request to a thread of its
 own at the first such call, so that requests that never wait never leave their reader.
-Between two calls of `blocking` a request has the union to itself.
+`brief` is for calls that copy much or little and hardly ever wait: they are made where the
+request runs, but let others at the union meanwhile. Between two such calls a request has
+the union to itself.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ class Blocking(NamedTuple):
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    brief: bool = False
 
     def call(self) -> Any:
         """Make the call."""
@@ -33,3 +36,11 @@ def blocking(
 ) -> Generator[Blocking, _R, _R]:
     """Await the result of *function* with *arguments* without holding other requests up."""
     return (yield Blocking(function, arguments))
+
+
+@types.coroutine
+def brief(
+    function: Callable[_P, _R], /, *arguments: _P.args, **_: _P.kwargs
+) -> Generator[Blocking, _R, _R]:
+    """Await the result of *function* with *arguments* in this thread, beside other requests."""
+    return (yield Blocking(function, arguments, brief=True))

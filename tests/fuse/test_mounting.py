@@ -167,7 +167,7 @@ def test_the_device_cannot_be_opened(
     def fail(path: str, *_: object) -> int:
         raise OSError(code, os.strerror(code), path)
 
-    monkeypatch.setattr(mounting.os, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(MountError, match=rf"^/dev/fuse: {os.strerror(code)}; {said}"):
         mounting._open_device()
 

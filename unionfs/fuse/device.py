@@ -19,6 +19,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -231,9 +232,11 @@ class DeviceSession:
         request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
         with self._lock:
             step, reply, code = self._advance(opcode, request, None, None)
-        if step is not None:
-            self._workers.start(lambda: self._finish(opcode, unique, request, step))
-            return -pid
+        while step is not None:
+            if not step.brief:
+                self._workers.start(partial(self._finish, opcode, unique, request, step))
+                return -pid
+            step, reply, code = self._resume(opcode, request, step)
         if opcode not in _WITHOUT_REPLY:
             self._reply(unique, code, reply)
         return pid
@@ -243,15 +246,21 @@ class DeviceSession:
         reply: Reply = None
         code = 0
         while step is not None:
-            result: Any = None
-            failure: BaseException | None = None
-            try:
-                result = step.call()
-            except BaseException as error:  # noqa: BLE001 - the request's own to handle
-                failure = error
-            with self._lock:
-                step, reply, code = self._advance(opcode, request, result, failure)
+            step, reply, code = self._resume(opcode, request, step)
         self._reply(unique, code, reply)
+
+    def _resume(
+        self, opcode: int, request: Request, step: Blocking
+    ) -> tuple[Blocking | None, Reply, int]:
+        """Make the call that *request* waits for, without the lock, and go on with it."""
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            result = step.call()
+        except BaseException as error:  # noqa: BLE001 - the request's own to handle
+            failure = error
+        with self._lock:
+            return self._advance(opcode, request, result, failure)
 
     def _advance(
         self, opcode: int, request: Request, result: Any, failure: BaseException | None

@@ -197,7 +197,7 @@ class FileSystem(Protocol):
         *keeps_set_ids* only capabilities.
         """
 
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """Read up to *size* bytes, fewer only at the end."""
 
     async def write(

@@ -67,7 +67,10 @@ async def on_trio(coroutine: Coroutine[Blocking, Any, _R]) -> _R:
         except StopIteration as end:
             return cast("_R", end.value)
         try:
-            result = await trio.to_thread.run_sync(step.call, limiter=_unlimited())
+            if step.brief:
+                result = step.call()
+            else:
+                result = await trio.to_thread.run_sync(step.call, limiter=_unlimited())
             failure = None
         except BaseException as error:  # noqa: BLE001 - the request's own to handle
             failure = error
@@ -315,7 +318,7 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._fs.read(fh, off, size)
+        return bytes(await self._fs.read(fh, off, size))
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -243,6 +243,4 @@ def _hand_over(node: FileNode, fd: int) -> None:
     if node.opened is None:
         os.close(fd)
         return
-    os.close(node.opened.fd)
-    node.opened.fd = fd
-    node.opened.writable = True
+    node.opened.become(fd)

@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.fuse.interface import Opened
 from unionfs.union import passthrough
@@ -19,12 +19,16 @@ from unionfs.union.copyup import copy_up, open_lower, refuse_metacopy
 from unionfs.union.nodes import FileNode, OpenFile
 from unionfs.union.protect import APPEND, IMMUTABLE, protection
 from unionfs.union.tree import MergedTree, fail
-from unionfs.waiting import blocking
+from unionfs.waiting import blocking, brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SYNCS = os.O_SYNC | os.O_DSYNC
+
+
+#: Reads of up to this size (bytes) copy so little that others need not be let in meanwhile.
+_AT_ONCE: Final = 64 * 1024
 
 
 class FileHandle(NamedTuple):
@@ -121,7 +125,7 @@ class OpenFiles:
         view = memoryview(data)
         while written < len(data):
             try:
-                written += os.pwrite(opened.fd, view[written:], offset + written)
+                written += await brief(os.pwrite, opened.fd, view[written:], offset + written)
             except OSError:
                 if written:
                     break  # what did arrive is reported; the next write meets the error
@@ -151,9 +155,19 @@ class OpenFiles:
         """Return the descriptor of an open file, good until the next await."""
         return _opened(node).fd
 
-    def read(self, number: int, offset: int, size: int) -> bytes:
-        """Read from the layer that has the file now. Does not wait."""
-        return os.pread(_opened(self.get(number).node).fd, size, offset)
+    async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
+        """Read from the layer that has the file now. Waits for what is not in memory."""
+        fd = _opened(self.get(number).node).fd
+        if size <= _AT_ONCE:
+            buffer = bytearray(size)
+            count = _read_cached(fd, buffer, offset)
+            if count == size or (count > 0 and offset + count == os.fstat(fd).st_size):
+                return memoryview(buffer)[:count]
+        elif _read_cached(fd, bytearray(1), offset) and _read_cached(
+            fd, bytearray(1), offset + size - 1
+        ):
+            return await brief(os.pread, fd, size, offset)
+        return await blocking(os.pread, fd, size, offset)
 
     def release(self, number: int) -> FileNode:
         """Forget a handle and, with the last one, close the file; return its node."""
@@ -188,6 +202,14 @@ def _opened(node: FileNode) -> OpenFile:
     return node.opened
 
 
+def _read_cached(fd: int, buffer: bytearray, offset: int) -> int:
+    """Read what is in memory at *offset*; 0 where nothing is, or that cannot be known."""
+    try:
+        return os.preadv(fd, (buffer,), offset, os.RWF_NOWAIT)
+    except OSError:
+        return 0
+
+
 def make_writable(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
     """Let an upper file that is open for reading be written, too."""
     if opened.writable:
@@ -196,8 +218,7 @@ def make_writable(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
         fd = tree.open_object(node, os.O_RDWR)
     except PermissionError:
         fd = tree.open_object(node, os.O_WRONLY)
-    os.close(opened.fd)
-    opened.fd, opened.writable = fd, True
+    opened.become(fd)
 
 
 def _refuse_protected(tree: MergedTree, node: FileNode, flags: int) -> None:

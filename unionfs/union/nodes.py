@@ -251,3 +251,12 @@ class OpenFile:
         self.known_mtime = 0
         #: mtime (nanoseconds) when setuid or setgid was set while the kernel may write.
         self.set_ids_since: int | None = None
+
+    def become(self, fd: int) -> None:
+        """Go on with *fd*, open for reading and writing, under the number that is in use.
+
+        A read that is under way in another thread gets the one file or the other.
+        """
+        os.dup2(fd, self.fd, inheritable=False)
+        os.close(fd)
+        self.writable = True

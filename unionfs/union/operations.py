@@ -200,8 +200,8 @@ class UnionFS:
         found = self._nodes.file(node)
         return await self._files.open(found, flags, keeps_set_ids=keeps_set_ids)
 
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
-        return self._files.read(handle, offset, size)
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+        return await self._files.read(handle, offset, size)
 
     async def write(
         self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
