@@ -1,7 +1,5 @@
 """``python -m unionfs``: the same as the command ``unionfs``."""
 
-import sys
+from unionfs.cli import program
 
-from unionfs.cli import main
-
-sys.exit(main())
+program()

@@ -1,20 +1,19 @@
 """A process of its own for what serves a mount, and how its start is waited for.
 
 The fork comes before trio and before any thread. The parent learns through a pipe how the
-start went: one JSON object with an exit status and a line of text. Until then the daemon
+start went: an exit status and a text, with a blank between. Until then the daemon
 keeps the caller's stderr, for warnings; after that it keeps nothing of the caller.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import logging.handlers
 import os
 import resource
 import signal
 import sys
+import syslog
 import traceback
 from typing import TYPE_CHECKING
 
@@ -51,20 +50,20 @@ def start(work: Callable[[Ready], None], *, keep: int | None = None) -> None:
         _be_daemon(work, writer, keep)
     os.close(writer)
     try:
-        with open(reader, encoding="utf-8") as pipe:
-            report = pipe.readline()
+        with open(reader, encoding="utf-8", errors="surrogateescape") as pipe:
+            report = pipe.read()
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         _wait(pid)
         raise
     if not report:
         raise MountError(f"the daemon died before it was ready ({_wait(pid)})")
-    status, line = json.loads(report)
-    if status == 0:
+    status, _, line = report.partition(" ")
+    if status == "0":
         return
     _wait(pid)
     error = UnionError(line)
-    error.exit_code = status
+    error.exit_code = int(status)
     raise error
 
 
@@ -86,20 +85,19 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
     inherited = _open_descriptors() - {writer, keep}
     # Before the mount, which may hide them.
     null = os.open(os.devnull, os.O_RDWR)
-    syslog = _syslog()
+    log_handler = _syslog_handler()
 
     def tell(status: int, line: str) -> None:
         nonlocal told
         told = True
-        message = json.dumps([status, line]) + "\n"
         try:
-            os.write(writer, message.encode())
+            os.write(writer, f"{status} {line}".encode(errors="surrogateescape"))
         finally:
             os.close(writer)
 
     def ready() -> None:
         logging.raiseExceptions = False
-        logging.getLogger().handlers[:] = [syslog]
+        logging.getLogger().handlers[:] = [log_handler]
         _let_go(inherited, null)
         tell(0, "")
 
@@ -187,12 +185,33 @@ def log_to_stderr(*, debug: bool) -> None:
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if debug else logging.WARNING)
 
 
-def _syslog() -> logging.Handler:
+class _SyslogHandler(logging.Handler):
+    """Logs through the C library: logging's own handler takes long to import."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for level, priority in _PRIORITIES:
+            if record.levelno >= level:
+                text = self.format(record).encode(errors="backslashreplace").decode()
+                syslog.syslog(priority, text.replace("\0", "\\0"))
+                return
+
+
+_PRIORITIES = (
+    (logging.CRITICAL, syslog.LOG_CRIT),
+    (logging.ERROR, syslog.LOG_ERR),
+    (logging.WARNING, syslog.LOG_WARNING),
+    (logging.INFO, syslog.LOG_INFO),
+    (logging.NOTSET, syslog.LOG_DEBUG),
+)
+
+
+def _syslog_handler() -> logging.Handler:
     """Return a handler that logs to syslog, or nowhere if there is none."""
     handler: logging.Handler = logging.NullHandler()
-    with contextlib.suppress(OSError):
-        handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-        handler.ident = f"unionfs[{os.getpid()}]: "
+    if os.path.exists(_SYSLOG):
+        # Connected now: later something may be mounted on the way.
+        syslog.openlog("unionfs", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+        handler = _SyslogHandler()
     handler.setFormatter(_Formatter(_FORMAT))
     return handler
 

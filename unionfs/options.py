@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unionfs import optstring
 from unionfs.errors import MountError, UsageError
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 _MAX_ID = 2**32 - 2
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """What a union is made of and how it behaves."""
 
     lowerdirs: tuple[bytes, ...] = ()
@@ -73,8 +71,7 @@ class MountOptions:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedOptions:
+class ParsedOptions(NamedTuple):
     """What the ``-o`` strings of one call said."""
 
     options: MountOptions
@@ -134,16 +131,16 @@ _SETTLED = {
 _OWNERSHIP = ("uidmapping", "gidmapping", "xattr_permissions")
 
 
-@dataclass(slots=True)
 class _Reader:
     """Collects the fields of MountOptions from one option after the other."""
 
-    tolerant: bool
-    fields: dict[str, Any] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    squash_to_root: bool = False
-    remount: bool = False
+    def __init__(self, *, tolerant: bool) -> None:
+        self.tolerant = tolerant
+        self.fields: dict[str, Any] = {}
+        self.words: dict[str, str] = {}
+        self.ignored: list[str] = []
+        self.squash_to_root = False
+        self.remount = False
 
     def read(self, key: str, value: str | None) -> None:
         """Take one option; `UsageError` when it cannot be taken."""
@@ -294,7 +291,7 @@ def parse_options(
     *tolerant* passes over unknown words and says so in the result; *source* is what the
     command line names as the thing mounted. Raises `UsageError`.
     """
-    reader = _Reader(tolerant)
+    reader = _Reader(tolerant=tolerant)
     for text in strings:
         for key, value in optstring.split_options(text):
             reader.read(key, value)
@@ -374,4 +371,4 @@ def with_defaults(
     words = [word for word in given.values() if word in _EFFECTIVE]
     if options.read_only or options.upperdir is None:
         words.append("ro")
-    return replace(options, fuse_options=("default_permissions", *words))
+    return options._replace(fuse_options=("default_permissions", *words))

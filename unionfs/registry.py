@@ -13,10 +13,8 @@ import json
 import os
 import select
 import stat
-import tempfile
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,8 +29,7 @@ _TEMPORARY = Path("/tmp")  # noqa: S108 - owners are checked, of directories and
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What a daemon leaves in writing about its mount."""
 
     device: str
@@ -47,6 +44,9 @@ class Record:
     session: str
     options: str
     """As `format_options` writes them, with absolute paths of the layers."""
+
+
+_NUMBERS = ("pid", "start_time", "pid_namespace", "mount_namespace")
 
 
 def describe_self(device: str, target: str, session: str, options: str) -> Record:
@@ -86,14 +86,17 @@ def write(record: Record, live_devices: Iterable[str]) -> None:
 
 
 def _put(directory: Path, record: Record) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=directory)
+    temporary = directory / f".{record.pid_namespace}-{record.pid}-{_name(record.device)}"
+    # Of a process with the same number, that was killed just here.
+    temporary.unlink(missing_ok=True)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump(asdict(record), file)
+            json.dump(record._asdict(), file)
         os.rename(temporary, directory / _name(record.device))
     except OSError:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -228,8 +231,8 @@ def _read(path: Path) -> tuple[Record, int] | None:
         record = Record(**values)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    kinds = {"int": int, "str": str}
     good = all(
-        isinstance(getattr(record, one.name), kinds[str(one.type)]) for one in fields(record)
+        isinstance(value, int if name in _NUMBERS else str)
+        for name, value in record._asdict().items()
     )
     return (record, owner) if good else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unionfs import daemon, registry
@@ -45,6 +45,9 @@ def serve(options: MountOptions, place: bytes, ready: Ready) -> None:
         # From the mount on a signal must find the loop that unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         session.mount(place, options.fsname, options.fuse_options)
+        # What is there by now stays; garbage is looked for in what comes.
+        gc.freeze()
+        gc.enable()
         _Service(session, place, shown, ready).run()
 
 
@@ -54,8 +57,7 @@ def _with_absolute_layers(options: MountOptions) -> MountOptions:
             return mounting.resolve(path)
         return path
 
-    return replace(
-        options,
+    return options._replace(
         lowerdirs=tuple(absolute(path) for path in options.lowerdirs),
         upperdir=None if options.upperdir is None else absolute(options.upperdir),
         workdir=None if options.workdir is None else absolute(options.workdir),

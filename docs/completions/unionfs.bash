@@ -36,7 +36,7 @@ _unionfs_options() {
     userxattr squash_to_root squash_to_uid= squash_to_gid= timeout= entry_timeout= negative_timeout=
     attr_timeout= passthrough= placement= session= debug fsname=
     allow_other noallow_other allow_root dev nodev suid nosuid exec noexec atime noatime
-    sync async dirsync'
+    strictatime nodiratime sync async dirsync'
   compopt -o nospace
   case $last in
     lowerdir=*) _unionfs_directories "${1%"${value##*:}"}" "${value##*:}" ;;

@@ -48,7 +48,7 @@ function __unionfs_options --description 'Mount options'
                 "$before"'debug'\t'log every request' \
                 "$before"'fsname='\t'name of the source' \
                 "$before"{ro,rw,allow_other,noallow_other,allow_root,dev,nodev,suid,nosuid} \
-                "$before"{exec,noexec,atime,noatime,sync,async,dirsync}
+                "$before"{exec,noexec,atime,noatime,strictatime,nodiratime,sync,async,dirsync}
     end
 end
 

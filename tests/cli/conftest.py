@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Seconds that one command may take.
 PATIENCE = 30
 
-_STUB = "import sys; from unionfs.cli import main; sys.exit(main())"
+_STUB = "from unionfs.cli import program; program()"
 
 
 class Command:

@@ -469,3 +469,47 @@ def test_what_fusermount_says_is_the_one_line(command: Command) -> None:
     )
     assert line.startswith(f"{command.base}/foreign: ")
     assert "ermission denied" in line
+
+
+# --- its imports
+
+
+#: Prints what a daemon on the direct session has imported: at ready, and at its end.
+IMPORTED = """
+import sys
+from unionfs import service
+ready, record = service._Service._ready, []
+def note(self):
+    ready(self)
+    record.append(set(sys.modules))
+service._Service._ready = note
+def tell():
+    late = set(sys.modules) - record[0]
+    print("late:", *sorted(late), flush=True)
+    print("all:", *sorted(sys.modules), flush=True)
+run = service._Service.run
+def run_and_tell(self):
+    run(self)
+    tell()
+service._Service.run = run_and_tell
+"""
+
+
+def test_a_daemon_imports_what_it_needs_and_nothing_late(command: Command) -> None:
+    arguments = ["mount", "-f", "-o", OPTIONS, "m"]
+    with command.start(*arguments, patch=IMPORTED) as process:
+        _wait_for_mount(command)
+        with open(command.target / "file", "r+", encoding="ascii") as file:
+            file.write("changed")
+        (command.target / "d/deep").rename(command.target / "deep")
+        (command.target / "deep").unlink()
+        command.info()
+        command.run("umount", "m")
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, b"")
+    late, imported = (set(line.split()[1:]) for line in out.decode().splitlines())
+    # The target may lie over the files that it would be imported from.
+    assert late == set()
+    slow = {"pyfuse3", "trio", "asyncio", "tempfile", "subprocess", "shutil", "argparse"}
+    slow |= {"logging.handlers", "socket", "importlib.metadata", "unionfs.fuse.libfuse"}
+    assert imported & slow == set()

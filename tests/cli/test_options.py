@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,8 +71,8 @@ def _parts(options: MountOptions) -> list[str]:
     """Each option in a string of its own, by writing it alone."""
     default = MountOptions()
     parts = [
-        format_options(replace(default, **{name: getattr(options, name)}))
-        for name in MountOptions.__slots__
+        format_options(default._replace(**{name: getattr(options, name)}))
+        for name in MountOptions._fields
         if name != "fuse_options"
     ]
     return [part for part in [*parts, *options.fuse_options] if part]
@@ -133,7 +131,7 @@ def test_the_last_of_several_counts() -> None:
     ],
 )
 def test_each_option_of_ours(text: str, expected: dict[str, object]) -> None:
-    assert parse(text) == replace(MountOptions(), **expected)  # type: ignore[arg-type]
+    assert parse(text) == MountOptions()._replace(**expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ def test_each_option_of_ours(text: str, expected: dict[str, object]) -> None:
 )
 def test_words_of_others_change_nothing(text: str) -> None:
     parsed = parse_options([text])
-    assert replace(parsed.options, fuse_options=()) == MountOptions()
+    assert parsed.options._replace(fuse_options=()) == MountOptions()
     assert parsed.ignored == ()
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,7 +40,7 @@ def record(device: str = DEVICE) -> registry.Record:
 def ended() -> registry.Record:
     """The record of a daemon that is gone."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        made = replace(record(), pid=process.pid)
+        made = record()._replace(pid=process.pid)
         process.kill()
     return made
 
@@ -67,20 +66,20 @@ def test_of_one_that_is_gone(ended: registry.Record) -> None:
 
 
 def test_of_another_process_with_the_same_number() -> None:
-    other = replace(record(), start_time=record().start_time + 1)
+    other = record()._replace(start_time=record().start_time + 1)
     assert registry.is_running(other) is False
     assert registry.wait_for_end(other, 0) is True
 
 
 def test_of_a_number_in_another_namespace() -> None:
-    assert registry.is_running(replace(record(), pid_namespace=1)) is None
+    assert registry.is_running(record()._replace(pid_namespace=1)) is None
 
 
 def test_waiting_for_an_end_that_comes() -> None:
     with subprocess.Popen(["sleep", "0.3"]) as process:
         start_time = registry._start_time(process.pid)
         assert start_time is not None
-        alive = replace(record(), pid=process.pid, start_time=start_time)
+        alive = record()._replace(pid=process.pid, start_time=start_time)
         assert registry.wait_for_end(alive, 0) is False
         assert registry.wait_for_end(alive, 20) is True
 
@@ -94,10 +93,10 @@ def test_a_record_is_not_removed_for_the_last_holder_of_its_device(
 
 
 def test_writing_drops_what_nothing_backs(directory: Path, ended: registry.Record) -> None:
-    elsewhere = replace(ended, device="0:2", mount_namespace=1)
-    for old in (replace(ended, device="0:1"), elsewhere, replace(record(), device="0:3")):
+    elsewhere = ended._replace(device="0:2", mount_namespace=1)
+    for old in (ended._replace(device="0:1"), elsewhere, record()._replace(device="0:3")):
         registry.write(old, [])
-    registry.write(replace(ended, device="0:4"), ["0:4"])
+    registry.write(ended._replace(device="0:4"), ["0:4"])
     (directory / "0-5.json").write_text("not ours")
     registry.write(record(), [DEVICE, "0:4"])
     names = {"0-2.json", "0-3.json", "0-4.json", "0-5.json", "0-4321.json"}
@@ -106,7 +105,7 @@ def test_writing_drops_what_nothing_backs(directory: Path, ended: registry.Recor
 
 def test_unions_that_are_not_mounted_here(ended: registry.Record) -> None:
     registry.write(record(), [])
-    registry.write(replace(ended, device="0:1"), ["0:1", DEVICE])
+    registry.write(ended._replace(device="0:1"), ["0:1", DEVICE])
     assert registry.others([]) == [record()]
     assert registry.others([DEVICE]) == []
 
@@ -142,7 +141,7 @@ def test_files_that_hold_no_record_are_passed_over(directory: Path, text: str) -
 @pytest.mark.parametrize("value", [1, None, ["x"]])
 def test_nor_do_records_with_values_of_other_kinds(directory: Path, value: object) -> None:
     registry.write(record(), [])
-    (directory / "0-4321.json").write_text(json.dumps({**asdict(record()), "target": value}))
+    (directory / "0-4321.json").write_text(json.dumps({**record()._asdict(), "target": value}))
     assert registry.find(entry()) is None
 
 

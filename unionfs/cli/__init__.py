@@ -1,5 +1,5 @@
 """What a person or a program types: parsed, carried out, answered with text and exit status."""
 
-from unionfs.cli.main import main
+from unionfs.cli.main import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

@@ -7,32 +7,34 @@ known are for the caller to judge, since engines send some of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from unionfs.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-@dataclass(frozen=True, slots=True)
-class Grammar:
+
+class Grammar(NamedTuple):
     """The flags and options of one form of command line; spelled without dashes."""
 
     flags: frozenset[str]
     """One letter: ``-f``; longer: ``--json``."""
     valued: frozenset[str] = frozenset()
     """The same, with a value that follows or is joined on."""
-    aliases: dict[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = MappingProxyType({})
     """A longer spelling -> the name it is known by above."""
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(NamedTuple):
     """A command line taken apart."""
 
-    positionals: list[str] = field(default_factory=list)
-    flags: set[str] = field(default_factory=set)
-    values: dict[str, list[str]] = field(default_factory=dict)
+    positionals: list[str]
+    flags: set[str]
+    values: dict[str, list[str]]
     """Every value that an option was given, in order."""
-    unknown: list[str] = field(default_factory=list)
+    unknown: list[str]
 
     def last(self, name: str) -> str | None:
         """Return the value given last for option *name*."""
@@ -46,12 +48,12 @@ class Arguments:
 
 def scan(argv: list[str], grammar: Grammar) -> Arguments:
     """Take *argv* apart. Raises `UsageError` where a value is missing or not wanted."""
-    found = Arguments()
+    found = Arguments([], set(), {}, [])
     rest = list(reversed(argv))
     while rest:
         word = rest.pop()
         if word == "--":
-            found.positionals += reversed(rest)
+            found.positionals.extend(reversed(rest))
             break
         if word.startswith("--"):
             _take_long(word, rest, grammar, found)
@@ -87,7 +89,7 @@ def _take_short(word: str, rest: list[str], grammar: Grammar, found: Arguments) 
             found.unknown.append(word)
             return
         flags.add(letter)
-    found.flags |= flags
+    found.flags.update(flags)
 
 
 def _next(option: str, rest: list[str]) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unionfs import registry
@@ -58,7 +57,7 @@ def _layers(arguments: Arguments) -> MountOptions:
             options = parse_options(strings).options
             if options.upperdir is None:
                 raise UsageError("upperdir= is missing")
-            return replace(options, read_only=False)
+            return options._replace(read_only=False)
         case [name], None:
             return _mounted_layers(name) or MountOptions(upperdir=os.fsencode(name))
         case _:
@@ -77,7 +76,7 @@ def _mounted_layers(name: str) -> MountOptions | None:
     if record is None:
         raise MountError(f"{name}: its daemon left no record; name the layers with -o")
     options = parse_options([record.options], tolerant=True).options
-    return replace(options, read_only=False)
+    return options._replace(read_only=False)
 
 
 def _print(found: Iterator[Change], *, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -13,9 +15,24 @@ from unionfs.errors import UnionError, exit_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
 #: Called by one of these names, the program follows mount(8)'s contract for its helpers.
 MOUNT8_NAMES = ("mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
+
+
+def program() -> NoReturn:
+    """Run the command line of this process, and end it with the exit status."""
+    # What is imported stays, so that looking for garbage meanwhile only takes time. A
+    # daemon looks for it again.
+    gc.disable()
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        # None where the caller gave us none; a reader that had enough was met in `main`.
+        with contextlib.suppress(OSError, AttributeError):
+            stream.flush()
+    # Engines wait for our end, and to take an interpreter apart costs as much as a mount.
+    os._exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     program, *arguments = sys.argv if argv is None else argv
     try:
         run = _command(os.path.basename(program), arguments)
-        return run()
+        status = run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output had enough. Python must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if status == 4 and not isinstance(error, UnionError):
             traceback.print_exc()
         complain([line])
-        return status
+    return status
 
 
 def _command(program: str, arguments: list[str]) -> Callable[[], int]:

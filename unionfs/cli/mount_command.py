@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from unionfs.cli import usage
 from unionfs.cli.arguments import Arguments, Grammar, scan
@@ -40,7 +39,7 @@ def run(argv: list[str], *, tolerant: bool) -> int:
     complain([f"{word}: ignored, unknown argument" for word in arguments.unknown])
     complain(parsed.ignored)
     debug = parsed.options.debug or "d" in arguments.flags
-    options = replace(parsed.options, debug=debug)
+    options = parsed.options._replace(debug=debug)
     mount(options, os.fsencode(target), foreground=debug or "f" in arguments.flags)
     if "v" in arguments.flags:
         print(printable(f"unionfs: {options.fsname} mounted on {target}"))
@@ -77,4 +76,4 @@ def parse(arguments: Arguments, source: str | None, *, tolerant: bool) -> Parsed
     session = arguments.last("session")
     if session is None:
         return parsed
-    return replace(parsed, options=replace(parsed.options, session=session))
+    return parsed._replace(options=parsed.options._replace(session=session))

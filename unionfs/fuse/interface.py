@@ -11,7 +11,6 @@ nobody else; most finish without waiting, and a session may run those to their e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 ROOT_ID = 1
@@ -85,8 +84,7 @@ class Opened(NamedTuple):
     keep_pages: bool = True
 
 
-@dataclass(slots=True)
-class Changes:
+class Changes(NamedTuple):
     """What setattr changes; ``None`` stays as it is."""
 
     mode: int | None = None
