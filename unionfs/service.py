@@ -87,10 +87,14 @@ class _Service:
             # After a crash the mount stays and answers ENOTCONN: an empty directory in its
             # place could be taken for the truth. A mount that nobody was told of goes.
             self._session.close(unmount=self._told_to_end or not self._is_ready)
-        if self._record is not None:
+        if self._record is not None and not self._is_left_mounted(self._record):
             registry.remove(self._record)
         if not self._is_ready and not self._told_to_end:
             raise MountError(f"{os.fsdecode(self._place)}: ended before it was ready")
+
+    def _is_left_mounted(self, record: Record) -> bool:
+        """Tell whether the mount is there still, dead: `unionfs ls` is to say so."""
+        return any(entry.device == record.device for entry in mounting.mounts())
 
     def _end_on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._end()
