@@ -94,13 +94,22 @@ def test_files_are_not_asked_at_each_look() -> None:
 
 def test_one_late_pick_up_is_an_accident(world: World) -> None:
     world.near()
-    assert {world.late(after=0.26) for _ in range(10)} == {Formation.NEAR}
+    for _ in range(10):
+        assert world.late() is Formation.NEAR
+        assert {world.look(ONE, after=0.1) for _ in range(4)} == {Formation.NEAR}
 
 
 def test_the_second_late_pick_up_ends_near(world: World) -> None:
     world.near()
     assert world.late() is Formation.NEAR
     assert world.late(after=0.2) is Formation.SPREAD
+
+
+def test_late_pick_ups_of_a_slow_client_end_near_too(world: World) -> None:
+    world.near()
+    assert world.late(after=5.0) is Formation.NEAR
+    assert world.look(ONE, after=16.0) is Formation.NEAR
+    assert world.late(after=5.0) is Formation.SPREAD
 
 
 def test_pauses_double_up_to_a_bound_and_are_forgotten(world: World) -> None:

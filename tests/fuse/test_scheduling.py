@@ -100,6 +100,8 @@ def test_not_where_the_cgroup_cannot_be_seen(machine: Machine) -> None:
     assert not machine.v1("/docker/1").write("proc/self/mountinfo", V1_PART).own()
     assert not machine.v2("/").write("proc/self/mountinfo").own()
     assert not machine.v2("/../a").own()
+    elsewhere = V2.replace("/sys/fs", "/merged/sys/fs")
+    assert not machine.v2("/").write("proc/self/mountinfo", elsewhere).own()
     machine.v2("/")
     (machine.root / "sys/fs/cgroup/cgroup.procs").unlink()
     assert not machine.own()

@@ -11,8 +11,8 @@ BLOCK = 16
 _ONE_CLIENT, _STILL_ONE_CLIENT = 13, 12
 #: A block within this time, in seconds, comes fast.
 _FAST = 0.016
-#: Two late pick-ups within this time are no accident.
-LATE_TWICE = 0.25
+#: Two late pick-ups within this time, or so many looks at a slow client, are no accident.
+LATE_TWICE, _LATE_LOOKS = 0.25, 4
 #: What the answer no came from is asked again after this time.
 _ASK_AGAIN = 0.02
 
@@ -63,11 +63,14 @@ class Policy:
         self._looked = now
         self._looks = 0
         self._late = float("-inf")
+        self._since_late = _LATE_LOOKS
+        self._since_late = _LATE_LOOKS
 
     def look(self, clients: Sequence[int], now: float) -> Formation:
         """Decide after a block of requests from the threads *clients*."""
         span, self._looked = now - self._looked, now
         if self.formation is Formation.NEAR:
+            self._since_late += 1
             other = clients.count(clients[-1]) < _STILL_ONE_CLIENT
             self._looks = self._looks + 1 if other else 0
             if self._looks == 2:
@@ -85,8 +88,9 @@ class Policy:
     def late(self, now: float) -> Formation:
         """Decide after a reader that had something to read got its CPU late."""
         if self.formation is Formation.NEAR:
-            twice, self._late = now - self._late <= LATE_TWICE, now
-            if twice:
+            soon = now - self._late <= LATE_TWICE or self._since_late < _LATE_LOOKS
+            self._late, self._since_late = now, 0
+            if soon:
                 self.leave_near(now)
         elif self.formation is Formation.SPREAD and not self._calm():
             self._spread_pause.failed(now)
@@ -111,3 +115,4 @@ class Policy:
         self.formation = formation
         self._looks = 0
         self._late = float("-inf")
+        self._since_late = _LATE_LOOKS

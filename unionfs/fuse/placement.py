@@ -152,7 +152,6 @@ class NearReader(Reader):
         if self._watches:
             if self._delay.total() - self._delay_before > _LATE:
                 self._placement.late()
-            self._watches = now < self._watches_until
         elif grown > _LATE:
             self._watches = True
             self._watches_until = now + LATE_TWICE
@@ -163,6 +162,7 @@ class NearReader(Reader):
         client = self._clients[-1]
         self._placement.look_near(self._clients, now)
         self._clients.clear()
+        self._watches = self._watches and now < self._watches_until
         self._best = min(self._best, took)
         if now - self._cpu_seen > _SOON or took > self._best + _MOVED:
             self._cpu_seen = now
@@ -183,7 +183,8 @@ class Placement:
         self._allowed: set[int] = set()
         self._checked = time.monotonic()
         self._ended = False
-        self._policy = Policy(lambda: not crowded(), own_task_group, self._checked)
+        self._policy = Policy(lambda: not crowded(), self._alone, self._checked)
+        self._alone_checked, self._is_alone = self._checked, False
 
     def start(self, read_loop: Callable[[Reader], None]) -> list[threading.Thread]:
         """Start the threads; each runs *read_loop* with a reader of its own.
@@ -193,7 +194,8 @@ class Placement:
         self._allowed = os.sched_getaffinity(os.getpid())
         count = 1 if self._mode == "off" else len(self._allowed)
         self._readers = [Reader(self, self._clients) for _ in range(count)]
-        if self._mode == "auto" and count > 1 and own_task_group():
+        self._is_alone = self._mode == "auto" and count > 1 and own_task_group()
+        if self._is_alone:
             self._near = NearReader(self)
         self._form(Formation.FREE if self._mode == "off" else Formation.SPREAD)
         threads: list[threading.Thread] = []
@@ -272,6 +274,12 @@ class Placement:
             self._form(Formation.SPREAD)
             if self._near:
                 self._near.place(self._allowed, parks=False)
+
+    def _alone(self) -> bool:
+        now = time.monotonic()
+        if self._near and now - self._alone_checked >= _RARELY:
+            self._alone_checked, self._is_alone = now, own_task_group()
+        return self._is_alone
 
     def _recheck(self, now: float) -> None:
         """Follow what the process may use: its main thread, never pinned by us, tells it."""

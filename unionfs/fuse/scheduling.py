@@ -134,6 +134,8 @@ def _mount_point(root: Path, kind: str, controller: str | None) -> Path:
         left, _, right = line.partition(" - ")
         fields, (fstype, _, options) = left.split(), right.split(" ", 2)
         right_one = controller is None or controller in options.split(",")
-        if fstype == kind and fields[3] == "/" and right_one:
+        # Where else one may be mounted we do not look: it could be inside of our own mount.
+        usual = fields[3] == "/" and fields[4].startswith("/sys/fs/cgroup")
+        if fstype == kind and right_one and usual:
             return root / fields[4].lstrip("/")
     raise ValueError(f"no {kind} file system is mounted")
