@@ -25,7 +25,6 @@ from unionfs.waiting import blocking
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unionfs.union.merge import Listed
     from unionfs.union.nodes import DirNode, Node
     from unionfs.union.tree import MergedTree
 
@@ -77,15 +76,11 @@ class Listings:
     async def _gather(self, node: DirNode) -> Snapshot:
         places, version = node.places(), version_of(node)
         read: list[list[bytes]] = []
-        listed: list[Listed] = []
+        snapshot = Snapshot(places)
         source = merge.look_through(places, read)
-        while True:
-            batch = list(itertools.islice(source, AT_ONCE))
-            listed += [entry for entry in batch if entry is not None]
-            if len(batch) < AT_ONCE:
-                break
+        while snapshot.add(itertools.islice(source, AT_ONCE)) == AT_ONCE:
             await blocking(os.sched_yield)
-        snapshot = Snapshot(places, listed)
+        snapshot.sort()
         snapshot.version, snapshot.taken = version, monotonic()
         if version == version_of(node) and not node.removed:
             self._tree.sieves.learn(node, read)

@@ -26,7 +26,7 @@ DOTS: Final = (b".", b"..")
 
 
 class Snapshot:
-    """Parallel columns, in the order of positions."""
+    """Parallel columns, in the order of positions once ``sort`` has given these."""
 
     __slots__ = (
         "devices",
@@ -42,7 +42,7 @@ class Snapshot:
         "version",
     )
 
-    def __init__(self, places: tuple[Directory, ...], listed: Iterable[Listed]) -> None:
+    def __init__(self, places: tuple[Directory, ...]) -> None:
         self.places = places
         #: Set when the directory has changed: it serves those only who are in the midst of it.
         self.stale = False
@@ -51,12 +51,36 @@ class Snapshot:
         self.version = -1
         #: The devices of the places, ``None`` where inode numbers in listings are not stat's.
         self.devices: dict[int, int | None] = {}
-        rows = sorted((hash(row[0]) % _HASHES, *row) for row in listed)
-        self.names = [row[1] for row in rows]
-        self.tops = array("H", [row[2] for row in rows])
-        self.kinds = array("H", [row[3] for row in rows])
-        self.inodes = array("Q", [row[4] for row in rows])
-        self.positions = array("i", _positions([row[0] for row in rows]))
+        self.names: list[bytes] = []
+        self.tops = array("H")
+        self.kinds = array("H")
+        self.inodes = array("Q")
+        self.positions = array("i")
+
+    def add(self, listed: Iterable[Listed | None]) -> int:
+        """Take names in, passing over what does not show; return how many were looked at."""
+        count = 0
+        for entry in listed:
+            count += 1
+            if entry is not None:
+                name, top, kind, inode = entry
+                self.names.append(name)
+                self.tops.append(top)
+                self.kinds.append(kind)
+                self.inodes.append(inode)
+        return count
+
+    def sort(self) -> None:
+        """Give each name its position."""
+        names = self.names
+        hashes = array("i", [hash(name) % _HASHES for name in names])
+        order = sorted(range(len(names)), key=hashes.__getitem__)
+        _order_equals(order, hashes, names)
+        self.names = [names[index] for index in order]
+        self.tops = array("H", map(self.tops.__getitem__, order))
+        self.kinds = array("H", map(self.kinds.__getitem__, order))
+        self.inodes = array("Q", map(self.inodes.__getitem__, order))
+        self.positions = _positions(map(hashes.__getitem__, order))
 
     def after(self, position: int) -> int:
         """Return the index of the first name after *position*."""
@@ -66,8 +90,21 @@ class Snapshot:
         return len(self.names)
 
 
-def _positions(hashes: list[int]) -> list[int]:
-    positions: list[int] = []
+def _order_equals(order: list[int], hashes: array[int], names: list[bytes]) -> None:
+    """Put names of one hash, which are few, into the order of their bytes."""
+    for end in range(1, len(order)):
+        here = end
+        while (
+            here > 0
+            and hashes[order[here]] == hashes[order[here - 1]]
+            and names[order[here]] < names[order[here - 1]]
+        ):
+            order[here - 1 : here + 1] = order[here], order[here - 1]
+            here -= 1
+
+
+def _positions(hashes: Iterable[int]) -> array[int]:
+    positions = array("i")
     previous = rank = -1
     for number in hashes:
         rank = min(rank + 1, _LAST_OF_HASH) if number == previous else 0
