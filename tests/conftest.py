@@ -38,19 +38,26 @@ LIMIT, SLOW_LIMIT = 90, 600
 
 Mount = Callable[..., Any]
 
+_SESSION_OPTIONS = {
+    "device": "session=device",
+    "openless": "session=device,passthrough=off",
+    "pyfuse3": "session=pyfuse3",
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which file system is tested: the kernel's overlayfs proves the expectations."""
     parser.addoption(
         "--subject",
         action="append",
-        choices=("device", "pyfuse3", "kernel"),
-        help="our sessions (the default: both, one after the other) or the kernel's overlayfs",
+        choices=("device", "openless", "pyfuse3", "kernel"),
+        help="our sessions (the default: all, one after the other; openless is the direct one"
+        " without passthrough) or the kernel's overlayfs",
     )
 
 
 def _subjects(config: pytest.Config) -> list[str]:
-    return config.getoption("--subject") or ["device", "pyfuse3"]
+    return config.getoption("--subject") or ["device", "openless", "pyfuse3"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,6 +75,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" not in metafunc.fixturenames:
         return
     subjects = _subjects(metafunc.config)
+    if not metafunc.config.getoption("--subject") and not hasattr(metafunc.module, "OPENLESS_TOO"):
+        subjects.remove("openless")  # how files are opened does not matter everywhere
     if metafunc.definition.get_closest_marker("device_session"):
         subjects = [name for name in subjects if name != "pyfuse3"]
     if metafunc.definition.get_closest_marker("pyfuse3_session"):
@@ -184,7 +193,7 @@ def subject(request: pytest.FixtureRequest, watchdog: Watchdog) -> Subject:
     name: str = request.param
 
     def ours(layers: Layers, options: str = "", **arguments: Any) -> Mounted:
-        chosen = f"session={name},{options}".rstrip(",")
+        chosen = f"{_SESSION_OPTIONS[name]},{options}".rstrip(",")
         return UnionMount(layers, watchdog, chosen, **arguments)
 
     def kernels(layers: Layers, options: str = "", **_arguments: Any) -> Mounted:

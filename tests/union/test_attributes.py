@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.mounts import Layers
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.kernel_overlay]
+#: How files are opened matters here.
+OPENLESS_TOO = True
 
 Make = Callable[..., Pair]
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.mounts import Layers
 
 pytestmark = pytest.mark.needs_root
+#: How files are opened matters here.
+OPENLESS_TOO = True
 
 Mount = Callable[..., Any]
 

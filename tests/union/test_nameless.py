@@ -21,6 +21,8 @@ from unionfs.fuse.interface import ROOT_ID, Entry
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
 
 pytestmark = [pytest.mark.needs_root]
+#: How files are opened matters here.
+OPENLESS_TOO = True
 
 Make = Callable[..., Pair]
 DEFAULT = build.acl(

@@ -24,6 +24,8 @@ from unionfs.layer import syscalls
 from unionfs.layer.xattrs import CAPABILITY
 
 pytestmark = [pytest.mark.needs_root]
+#: How files are opened matters here.
+OPENLESS_TOO = True
 
 Make = Callable[..., Pair]
 KEEP, PUNCH, COLLAPSE, ZERO, INSERT, UNSHARE = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40

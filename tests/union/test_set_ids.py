@@ -21,6 +21,8 @@ from unionfs.fuse.interface import Changes
 from unionfs.layer.xattrs import CAPABILITY
 
 pytestmark = [pytest.mark.needs_root]
+#: How files are opened matters here.
+OPENLESS_TOO = True
 
 Make = Callable[..., Pair]
 MODES = [0o4755, 0o2755, 0o6755, 0o2745, 0o6644, 0o755]

@@ -26,9 +26,10 @@ from typing import Any, Final
 from unionfs.errors import MountError
 from unionfs.fuse import mounting, protocol
 from unionfs.fuse.interface import FileSystem
+from unionfs.fuse.openless import OpenlessRequests
 from unionfs.fuse.placement import Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
-from unionfs.fuse.requests import Reply, Requests, Timeouts
+from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
 from unionfs.options import MountOptions
 from unionfs.waiting import Blocking
 
@@ -43,7 +44,6 @@ _WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 _WANTED: Final = (
     Init.ASYNC_READ
-    | Init.ATOMIC_O_TRUNC
     | Init.EXPORT_SUPPORT
     | Init.BIG_WRITES
     | Init.DONT_MASK
@@ -75,8 +75,7 @@ class DeviceSession:
     def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
         self._fs = filesystem
         self._options = options
-        self._requests = Requests(filesystem, _timeouts(options))
-        self._handlers = self._requests.handlers()
+        self._handlers: dict[int, Handler] = {}
         #: Held while any code of the union runs.
         self._lock = threading.Lock()
         self._workers = _Workers()
@@ -172,17 +171,28 @@ class DeviceSession:
             raise MountError(
                 f"FUSE protocol {request.major}.{request.minor}: Linux 5.4 or newer is needed"
             )
-        wanted = _WANTED
-        if self._options.passthrough != "off" and _may_pass_through():
-            wanted |= Init.PASSTHROUGH
-        flags = request.flags & wanted
-        self._passthrough = bool(flags & Init.PASSTHROUGH)
+        flags = self._choose(request.flags)
         self._reply(
             unique,
             0,
             protocol.init_reply(request, flags, stack_depth=int(self._passthrough)),
         )
         _raise_readahead(mounting.minor_of(self._target))
+
+    def _choose(self, offered: Init) -> Init:
+        """Choose what to take of what the kernel offers, and so how files are opened.
+
+        Passthrough needs an OPEN for every file; without it there is none at all.
+        """
+        timeouts = _timeouts(self._options)
+        if self._options.passthrough != "off" and _may_pass_through():
+            self._passthrough = bool(offered & Init.PASSTHROUGH)
+        if self._passthrough:
+            self._handlers = Requests(self._fs, timeouts).handlers()
+            # With this, OPEN does the truncation; so it must not be answered ENOSYS.
+            return offered & (_WANTED | Init.PASSTHROUGH | Init.ATOMIC_O_TRUNC)
+        self._handlers = OpenlessRequests(self._fs, timeouts).handlers()
+        return offered & (_WANTED | Init.NO_OPEN_SUPPORT)
 
     def _read(self, buffer: bytearray) -> int:
         """Read one request into *buffer*; its size, 0 when the mount is gone."""
@@ -304,6 +314,7 @@ class DeviceSession:
 _EXPECTED: Final = frozenset(
     {
         Opcode.FLUSH,
+        Opcode.OPEN,
         Opcode.OPENDIR,
         Opcode.RELEASEDIR,
         Opcode.GETLK,

@@ -10,6 +10,7 @@ import enum
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -215,6 +216,13 @@ def parse_init(body: memoryview) -> InitRequest:
     if flags & Init.INIT_EXT and len(body) >= INIT_IN.size + 4:
         flags |= int.from_bytes(body[INIT_IN.size : INIT_IN.size + 4], BYTE_ORDER) << 32
     return InitRequest(major, minor, readahead, Init(flags))
+
+
+def forgotten(body: memoryview) -> Iterator[tuple[int, int]]:
+    """Return the nodes, and the references to each, that a BATCH_FORGET gives back."""
+    count, _ = BATCH_FORGET_IN.unpack_from(body)
+    start = BATCH_FORGET_IN.size
+    return FORGET_ONE.iter_unpack(body[start : start + count * FORGET_ONE.size])
 
 
 def init_reply(request: InitRequest, flags: Init, *, stack_depth: int) -> bytes:

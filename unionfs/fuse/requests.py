@@ -79,11 +79,7 @@ class Requests:
         return None
 
     async def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
-        count, _ = protocol.BATCH_FORGET_IN.unpack_from(body)
-        start = protocol.BATCH_FORGET_IN.size
-        size = protocol.FORGET_ONE.size
-        entries = body[start : start + count * size]
-        for forgotten, lookups in protocol.FORGET_ONE.iter_unpack(entries):
+        for forgotten, lookups in protocol.forgotten(body):
             self._fs.forget(forgotten, lookups)
         return None
 

@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.fuse.interface import Opened
+from unionfs.layer.tree import opened_up
 from unionfs.union import passthrough
 from unionfs.union.attributes import set_size, strip_set_ids
 from unionfs.union.copyup import copy_up, open_lower, refuse_metacopy
@@ -108,8 +109,17 @@ class OpenFiles:
                 raise
             # An unprivileged daemon is bound by the mode of its own files.
             mode = flags & os.O_ACCMODE
-            fd, writable = self._tree.open_object(node, mode), mode != os.O_RDONLY
+            try:
+                fd, writable = self._tree.open_object(node, mode), mode != os.O_RDONLY
+            except PermissionError:
+                fd, writable = self._open_own(node), True
         return OpenFile(fd, writable=writable)
+
+    def _open_own(self, node: FileNode) -> int:
+        """Open a file that shuts its owner out: who may use it, the kernel has checked."""
+        bits = stat.S_IRUSR | stat.S_IWUSR
+        with self._tree.object(node) as path, opened_up(path, bits, follow=True):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     async def write(
         self, number: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool
@@ -119,6 +129,8 @@ class OpenFiles:
         Capabilities go, and setuid and setgid unless *keeps_set_ids*.
         """
         handle = self.get(number)
+        if handle.flags & os.O_ACCMODE == os.O_RDONLY:
+            self._refuse_unasked(handle.node)
         await self.prepare_write(handle.node, keeps_set_ids=keeps_set_ids)
         opened = _opened(handle.node)
         written = 0
@@ -132,6 +144,12 @@ class OpenFiles:
                 raise
         await self.sync_if_asked(handle, opened.fd)
         return written
+
+    def _refuse_unasked(self, node: FileNode) -> None:
+        """Raise what an open(2) for writing would have, which the kernel has not told us of."""
+        if node.opened is None or node.opened.may_strip:
+            self._tree.refuse_read_only()
+            _refuse_protected(self._tree, node, os.O_APPEND)
 
     async def prepare_write(self, node: FileNode, *, keeps_set_ids: bool) -> None:
         """Let an open file be upper and writable, without what a change takes away.

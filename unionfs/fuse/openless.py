@@ -1,0 +1,138 @@
+"""Files that the kernel reads and writes without opening them.
+
+A connection that answers OPEN with ENOSYS is asked about inodes, not handles: opening and
+closing costs no trip at all. Then it is we who open a file, at the first request for its
+data, and keep it open until others have been used since or the kernel forgets the inode.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from unionfs.fuse import protocol
+from unionfs.fuse.protocol import Opcode
+from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts, Who
+
+if TYPE_CHECKING:
+    from unionfs.fuse.interface import FileSystem
+
+#: Files that are kept open at most while nobody reads or writes them.
+_MOST_IDLE: Final = 256
+
+
+class ImplicitFile:
+    """A file open on behalf of the kernel, and how many requests use it now."""
+
+    __slots__ = ("handle", "users")
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.users = 0
+
+
+class ImplicitFiles:
+    """The files that are open on behalf of the kernel, by node."""
+
+    def __init__(self, filesystem: FileSystem) -> None:
+        self._fs = filesystem
+        #: The one that was used longest ago comes first.
+        self._files: OrderedDict[int, ImplicitFile] = OrderedDict()
+
+    async def use(self, node: int) -> ImplicitFile:
+        """Return the open file of *node*, to be handed to ``leave`` after use.
+
+        Raises what opening it raises.
+        """
+        file = self._files.get(node)
+        if file is None:
+            opened = await self._fs.open(node, os.O_RDONLY)
+            file = self._files.get(node)
+            if file is None:
+                file = self._files[node] = ImplicitFile(opened.handle)
+            else:
+                await self._fs.release(opened.handle)  # another request was first
+        file.users += 1
+        self._files.move_to_end(node)
+        return file
+
+    async def leave(self, file: ImplicitFile) -> None:
+        """Give a file back; the one that nobody has used for longest may be closed."""
+        file.users -= 1
+        if len(self._files) > _MOST_IDLE:
+            node, oldest = next(iter(self._files.items()))
+            if oldest.users == 0:
+                del self._files[node]
+                await self._fs.release(oldest.handle)
+
+    async def forget(self, node: int) -> None:
+        """Close the file of an inode that the kernel lets go of."""
+        file = self._files.get(node)
+        if file is not None and file.users == 0:
+            del self._files[node]
+            await self._fs.release(file.handle)
+
+
+class OpenlessRequests(Requests):
+    """The handlers of a mount whose files are not opened.
+
+    Where a request says handle 0, that of the implicit file is filled in. Files that the
+    kernel has made have handles all the same: CREATE is not done without.
+    """
+
+    def __init__(self, filesystem: FileSystem, timeouts: Timeouts) -> None:
+        super().__init__(filesystem, timeouts)
+        self._files = ImplicitFiles(filesystem)
+
+    def handlers(self) -> dict[int, Handler]:
+        """Return the handler of every opcode that is served."""
+        served = super().handlers()
+        del served[Opcode.OPEN]
+        for opcode in (Opcode.READ, Opcode.WRITE, Opcode.FSYNC, Opcode.FALLOCATE, Opcode.LSEEK):
+            served[opcode] = partial(self._with_file, served[opcode])
+        for opcode in (Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64):
+            served[opcode] = partial(self._with_two_files, served[opcode])
+        return served
+
+    async def _with_file(
+        self, handler: Handler, node: int, body: memoryview, who: Who, at: int = 0
+    ) -> Reply:
+        """Run *handler* with the handle of *node* at offset *at* of the request."""
+        if len(body) < at + _HANDLE or any(body[at : at + _HANDLE]):
+            return await handler(node, body, who)
+        file = await self._files.use(node)
+        try:
+            body[at : at + _HANDLE] = file.handle.to_bytes(_HANDLE, protocol.BYTE_ORDER)
+            return await handler(node, body, who)
+        finally:
+            await self._files.leave(file)
+
+    async def _with_two_files(
+        self, handler: Handler, node: int, body: memoryview, who: Who
+    ) -> Reply:
+        """Run *handler*, which copies from *node* to another that the request names."""
+        target = int.from_bytes(body[_TARGET_NODE:_TARGET_HANDLE], protocol.BYTE_ORDER)
+
+        async def with_source(_target: int, body: memoryview, who: Who) -> Reply:
+            return await self._with_file(handler, node, body, who)
+
+        return await self._with_file(with_source, target, body, who, _TARGET_HANDLE)
+
+    async def forget(self, node: int, body: memoryview, who: Who) -> Reply:
+        await super().forget(node, body, who)
+        await self._files.forget(node)
+        return None
+
+    async def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
+        await super().batch_forget(node, body, who)
+        for forgotten, _ in protocol.forgotten(body):
+            await self._files.forget(forgotten)
+        return None
+
+
+_HANDLE: Final = 8
+# Where COPY_FILE_RANGE names the file to write.
+_TARGET_NODE: Final = 16
+_TARGET_HANDLE: Final = 24
