@@ -80,6 +80,12 @@ def test_nothing_is_synced_where_nothing_is_promised(command: Command, options: 
     assert not (command.base / "synced").exists()
 
 
+def test_the_session_on_pyfuse3_does_not_sync(command: Command) -> None:
+    command.mount("session=pyfuse3", patch=SLOW_SYNC)
+    command.run("umount", "m")
+    assert not (command.base / "synced").exists()
+
+
 def test_a_sync_that_fails_is_told(command: Command) -> None:
     patch = (
         "import errno\nfrom unionfs.layer import syscalls\n"

@@ -513,3 +513,38 @@ def test_a_daemon_imports_what_it_needs_and_nothing_late(command: Command) -> No
     slow = {"pyfuse3", "trio", "asyncio", "tempfile", "subprocess", "shutil", "argparse"}
     slow |= {"logging.handlers", "socket", "importlib.metadata", "unionfs.fuse.libfuse"}
     assert imported & slow == set()
+
+
+# --- passthrough
+
+
+def _needs_passthrough() -> None:
+    major, minor = (int(part) for part in os.uname().release.split(".")[:2])
+    if (major, minor) < (6, 9):
+        pytest.skip("the kernel has no passthrough")
+
+
+def test_passthrough_on_costs_writers_of_what_is_read(command: Command) -> None:
+    _needs_passthrough()
+    command.mount("passthrough=on")
+    with open(command.target / "file", "rb") as reader:
+        assert reader.read() == b"one"
+        for mode in ("r+b", "wb", "ab"):
+            with pytest.raises(OSError, match="Text file busy"):
+                open(command.target / "file", mode).close()
+        with pytest.raises(OSError, match="Text file busy"):
+            os.truncate(command.target / "file", 1)
+    assert (command.base / "l1/file").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("value", ["auto", "off"])
+def test_otherwise_it_is_copied_up_under_its_readers(command: Command, value: str) -> None:
+    command.mount(f"passthrough={value}")
+    with (
+        open(command.target / "file", "rb") as reader,
+        open(command.target / "file", "r+b") as writer,
+    ):
+        writer.write(b"two")
+        writer.flush()
+        assert reader.read() == b"two"
+    assert (command.base / "l1/file").read_bytes() == b"one"

@@ -209,12 +209,9 @@ class _Handlers(pyfuse3.Operations):
         entry.st_ino = pyfuse3.InodeT(attr.ino)
         entry.st_mode = pyfuse3.ModeT(attr.mode)
         entry.st_nlink = attr.nlink
-        entry.st_uid = attr.uid
-        entry.st_gid = attr.gid
-        entry.st_rdev = attr.rdev
-        entry.st_size = attr.size
-        entry.st_blocks = attr.blocks
-        entry.st_blksize = attr.blksize
+        entry.st_uid, entry.st_gid = attr.uid, attr.gid
+        entry.st_rdev, entry.st_size = attr.rdev, attr.size
+        entry.st_blocks, entry.st_blksize = attr.blocks, attr.blksize
         entry.st_atime_ns = attr.atime_ns
         entry.st_mtime_ns = attr.mtime_ns
         entry.st_ctime_ns = attr.ctime_ns
