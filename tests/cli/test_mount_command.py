@@ -534,6 +534,9 @@ def test_passthrough_on_costs_writers_of_what_is_read(command: Command) -> None:
                 open(command.target / "file", mode).close()
         with pytest.raises(OSError, match="Text file busy"):
             os.truncate(command.target / "file", 1)
+    with open(command.target / "file", "r+b") as writer:
+        writer.write(b"two")
+    assert (command.base / "u/file").read_bytes() == b"two"
     assert (command.base / "l1/file").read_bytes() == b"one"
 
 

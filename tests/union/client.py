@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.mounts import Layers
 from unionfs.fuse.interface import ROOT_ID, Caller, Changes, DirectoryEntry, Entry
-from unionfs.fuse.libfuse import on_trio
+from unionfs.fuse.tasks import on_trio
 from unionfs.layer import syscalls
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions

@@ -359,6 +359,7 @@ def test_chattr_by_an_ordinary_user(pair: Make, change: str, mine: bool) -> None
     both.same_tree()
 
 
+@pytest.mark.opens
 @pytest.mark.device_session
 @pytest.mark.kernel_overlay
 @pytest.mark.parametrize("flag", ["a", "i"])

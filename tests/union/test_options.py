@@ -81,6 +81,7 @@ def test_read_only_with_an_upper(layers: Layers, union: Mount) -> None:
     tree.assert_same(before, tree.snapshot(layers.upper, ctime=True))
 
 
+@pytest.mark.opens
 @pytest.mark.usefixtures("ours_only")
 def test_read_only_holds_against_a_remount(layers: Layers, union: Mount) -> None:
     """The kernel turns a FUSE mount read-write without a word to the daemon."""

@@ -83,6 +83,7 @@ def changes(root: Path, flag: str) -> list[str]:
     return [attempt(operation).error or "ok" for operation in operations]
 
 
+@pytest.mark.opens
 @pytest.mark.parametrize("flag", ["a", "i"])
 def test_protected_objects_of_a_lower(both: Pair, flag: str) -> None:
     both.same(lambda root: changes(root, flag))

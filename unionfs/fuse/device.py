@@ -30,6 +30,7 @@ from unionfs.fuse.openless import OpenlessRequests
 from unionfs.fuse.placement import Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
+from unionfs.fuse.workers import Workers
 from unionfs.options import MountOptions
 from unionfs.waiting import Blocking
 
@@ -78,7 +79,7 @@ class DeviceSession:
         self._handlers: dict[int, Handler] = {}
         #: Held while any code of the union runs.
         self._lock = threading.Lock()
-        self._workers = _Workers()
+        self._workers = Workers()
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._fd = -1
         self._target = b""
@@ -326,43 +327,6 @@ _EXPECTED: Final = frozenset(
         Opcode.POLL,
     }
 )
-
-
-class _Workers:
-    """Threads for what waits: as many as are needed, kept for the next one."""
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = 0
-        self._busy = 0
-        self._changed = threading.Condition()
-
-    def start(self, task: Callable[[], None]) -> None:
-        """Run *task* in a thread that does nothing else meanwhile."""
-        with self._changed:
-            self._busy += 1
-            if self._idle:
-                self._idle -= 1
-            else:
-                threading.Thread(target=self._work, daemon=True).start()
-        self._tasks.put(task)
-
-    def _work(self) -> None:
-        while True:
-            task = self._tasks.get()
-            try:
-                task()
-            except Exception:
-                log.exception("a request was lost")
-            with self._changed:
-                self._busy -= 1
-                self._idle += 1
-                self._changed.notify_all()
-
-    def finish(self) -> None:
-        """Wait until nothing is under way."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._busy == 0)
 
 
 def _may_pass_through() -> bool:

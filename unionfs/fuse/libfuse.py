@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -23,7 +21,7 @@ import trio
 from unionfs.errors import MountError
 from unionfs.fuse.interface import Attr, Caller, Changes, Opened
 from unionfs.fuse.mounting import words_of_libfuse
-from unionfs.waiting import Blocking
+from unionfs.fuse.tasks import on_trio
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Entry, FileSystem
@@ -55,31 +53,6 @@ def _answered(
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return answered
-
-
-async def on_trio(coroutine: Coroutine[Blocking, Any, _R]) -> _R:
-    """Run a request of the union's in a task of trio's, its blocking calls in threads."""
-    result: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            step = coroutine.send(result) if failure is None else coroutine.throw(failure)
-        except StopIteration as end:
-            return cast("_R", end.value)
-        try:
-            if step.brief:
-                result = step.call()
-            else:
-                result = await trio.to_thread.run_sync(step.call, limiter=_unlimited())
-            failure = None
-        except BaseException as error:  # noqa: BLE001 - the request's own to handle
-            failure = error
-
-
-@functools.cache
-def _unlimited() -> trio.CapacityLimiter:
-    """Any number of threads: one may wait for the end of another."""
-    return trio.CapacityLimiter(math.inf)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:

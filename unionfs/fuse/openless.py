@@ -8,6 +8,7 @@ data, and keep it open until others have been used since or the kernel forgets t
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from unionfs.fuse.interface import FileSystem
 
 #: Files that are kept open at most while nobody reads or writes them.
-_MOST_IDLE: Final = 256
+_MOST_IDLE: Final = 512
 
 
 class ImplicitFile:
@@ -38,6 +39,8 @@ class ImplicitFiles:
 
     def __init__(self, filesystem: FileSystem) -> None:
         self._fs = filesystem
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = min(_MOST_IDLE, soft // 4)
         #: The one that was used longest ago comes first.
         self._files: OrderedDict[int, ImplicitFile] = OrderedDict()
 
@@ -61,7 +64,7 @@ class ImplicitFiles:
     async def leave(self, file: ImplicitFile) -> None:
         """Give a file back; the one that nobody has used for longest may be closed."""
         file.users -= 1
-        if len(self._files) > _MOST_IDLE:
+        if len(self._files) > self._limit:
             node, oldest = next(iter(self._files.items()))
             if oldest.users == 0:
                 del self._files[node]

@@ -71,7 +71,9 @@ class OpenFiles:
             await self._truncate(node, keeps_set_ids=keeps_set_ids)
         if node.opened is None:
             node.opened = self._open_node(node, flags)
-            passthrough.begin(self._tree, node, node.opened)
+            if node.upper or not writes:
+                # The kernel would open the lower for writing, or answer EIO.
+                passthrough.begin(self._tree, node, node.opened)
         elif writes and node.upper:
             make_writable(self._tree, node, node.opened)
         return self._add(node, flags)

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 
 from unionfs.layer import syscalls, xattrs
 from unionfs.layer.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
@@ -39,13 +38,15 @@ from unionfs.waiting import blocking
 _REDIRECT_MAX = 4095
 
 
-@dataclass(slots=True)
 class _Place:
     """A name in a directory, and the node that shows there."""
 
-    parent: DirNode
-    name: bytes
-    node: Node | None
+    __slots__ = ("name", "node", "parent")
+
+    def __init__(self, parent: DirNode, name: bytes, node: Node | None) -> None:
+        self.parent = parent
+        self.name = name
+        self.node = node
 
 
 async def rename(

@@ -1,0 +1,51 @@
+"""Threads for requests that have to wait."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+#: Seconds that the end of a mount waits for calls that are under way.
+_PATIENCE: Final = 30.0
+
+
+class Workers:
+    """Threads for what waits: as many as are needed, kept for the next one."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = 0
+        self._busy = 0
+        self._changed = threading.Condition()
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Run *task* in a thread that does nothing else meanwhile."""
+        with self._changed:
+            self._busy += 1
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._work, daemon=True).start()
+        self._tasks.put(task)
+
+    def _work(self) -> None:
+        while True:
+            task = self._tasks.get()
+            try:
+                task()
+            except Exception:
+                log.exception("a request was lost")
+            with self._changed:
+                self._busy -= 1
+                self._idle += 1
+                self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until nothing is under way, but not for ever: a layer may have died."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0, _PATIENCE)
