@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from unionfs.fuse import protocol
+from unionfs.fuse.habit import Habit
 from unionfs.fuse.interface import Attr, Caller, Changes, Entry, Opened
 from unionfs.fuse.protocol import Opcode, Valid
 from unionfs.waiting import Blocking
@@ -50,6 +51,7 @@ class Requests:
     def __init__(self, filesystem: FileSystem, timeouts: Timeouts) -> None:
         self._fs = filesystem
         self._entry_valid, self._negative_valid, self._attr_valid = timeouts
+        self._habit = Habit()
         self._missing = protocol.pack_missing(self._negative_valid)
 
     def handlers(self) -> dict[int, Handler]:
@@ -70,9 +72,12 @@ class Requests:
 
     async def lookup(self, node: int, body: memoryview, who: Who) -> Reply:
         try:
-            return self._entry(await self._fs.lookup(node, _name(body)))
+            entry = await self._fs.lookup(node, _name(body))
         except FileNotFoundError:
             return self._missing
+        if entry.attr.mode & _S_IFMT != _S_IFDIR:
+            self._habit.looked(node)  # a directory is looked up by all who go into it
+        return self._entry(entry)
 
     async def forget(self, node: int, body: memoryview, who: Who) -> Reply:
         self._fs.forget(node, protocol.FORGET_IN.unpack_from(body)[0])
@@ -239,9 +244,13 @@ class Requests:
 
     async def readdir(self, node: int, body: memoryview, who: Who) -> Reply:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
+        return await self._names(node, offset, size, b"")
+
+    async def _names(self, node: int, offset: int, size: int, head: bytes) -> bytearray:
+        """Return up to *size* bytes of names, with *head* before each."""
         reply = bytearray()
         for name, following, number, kind in await self._fs.readdir_names(node, offset):
-            packed = protocol.pack_dirent(name, number, following, kind)
+            packed = head + protocol.pack_dirent(name, number, following, kind)
             if len(reply) + len(packed) > size:
                 break
             reply += packed
@@ -249,6 +258,11 @@ class Requests:
 
     async def readdirplus(self, node: int, body: memoryview, who: Who) -> Reply:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
+        # Further on the kernel asks with attributes only where names have been looked at.
+        if offset == 0 and not self._habit.wants_attributes(node):
+            names = await self._names(node, offset, size, _NO_ENTRY)
+            self._habit.told(len(names) // _TYPICAL_ENTRY)
+            return names
         reply = bytearray()
         for name, following, entry in await self._fs.readdir_plus(node, offset):
             dots = name in (b".", b"..")
@@ -300,6 +314,10 @@ class Requests:
 _UNKNOWN_NODE: Final = (1 << 63) - 1
 #: ``fuse_entry_out`` of nothing: the kernel lists the name and looks it up when it must.
 _NO_ENTRY: Final = bytes(protocol.ENTRY_OUT.size)
+#: Bytes of a name in a listing, more or less.
+_TYPICAL_ENTRY: Final = len(_NO_ENTRY) + 40
+_S_IFMT: Final = 0o170000
+_S_IFDIR: Final = 0o040000
 _MOST_COPIED: Final = (1 << 31) - protocol.MAX_DATA
 _DIGEST_HEAD: Final = 4
 
