@@ -102,6 +102,7 @@ class DeviceSession:
 
     def serve(self, ready: Callable[[], None]) -> None:
         self._negotiate()
+        self._workers.begin()
         # Requests wait until all that belongs to the start is done: who has had an answer knows.
         with self._lock:
             Placement(self._options.placement).start(self._read_requests)

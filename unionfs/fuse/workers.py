@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -15,7 +16,11 @@ _PATIENCE: Final = 30.0
 
 
 class Workers:
-    """Threads for what waits: as many as are needed, kept for the next one."""
+    """Threads for what waits: as many as are needed and one to spare, kept for the next task.
+
+    A thread gets the CPUs and the scheduling class of the one that starts it. So workers
+    are started by the thread that calls ``begin``, and by each other, never by a reader.
+    """
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -23,19 +28,30 @@ class Workers:
         self._busy = 0
         self._changed = threading.Condition()
 
+    def begin(self) -> None:
+        """Start the first worker."""
+        with self._changed:
+            self._hire()
+
     def start(self, task: Callable[[], None]) -> None:
         """Run *task* in a thread that does nothing else meanwhile."""
         with self._changed:
             self._busy += 1
-            if self._idle:
-                self._idle -= 1
-            else:
-                threading.Thread(target=self._work, daemon=True).start()
         self._tasks.put(task)
+
+    def _hire(self) -> None:
+        # At the limit on threads the task waits for one of those that are there.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._work, daemon=True).start()
+            self._idle += 1
 
     def _work(self) -> None:
         while True:
             task = self._tasks.get()
+            with self._changed:
+                self._idle -= 1
+                if self._idle == 0:
+                    self._hire()
             try:
                 task()
             except Exception:
