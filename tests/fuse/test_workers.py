@@ -12,11 +12,11 @@ def test_workers_have_nothing_of_who_hands_them_a_task() -> None:
     workers = Workers()
     workers.begin()
     seen: list[tuple[set[int], int]] = []
-    gate = threading.Event()
+    together = threading.Barrier(5)  # each has a thread of its own, or this breaks
 
     def task() -> None:
         seen.append((os.sched_getaffinity(0), os.sched_getscheduler(0)))
-        assert gate.wait(10)
+        together.wait(10)
 
     def reader() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -29,6 +29,5 @@ def test_workers_have_nothing_of_who_hands_them_a_task() -> None:
     thread.join()
     while len(seen) < 5:  # each has a thread of its own, or this never ends
         pass
-    gate.set()
     workers.finish()
     assert seen == [(os.sched_getaffinity(0), os.SCHED_OTHER)] * 5
