@@ -145,7 +145,13 @@ class Union:
         with tempfile.NamedTemporaryFile(delete=False, prefix="unionfs-bench-log") as log:
             self._log = Path(log.name)
             self.daemon = self.launch.start(
-                self.command(extra), cwd=self.ground.root, stdout=log, stderr=log
+                self.command(extra),
+                cwd=self.ground.root,
+                stdout=log,
+                stderr=log,
+                # As every daemon is that goes to the background by itself.
+                process_group=None,
+                start_new_session=True,
             )
         end = time.monotonic() + 20.0
         while self.minor is None:
