@@ -2,9 +2,9 @@
 
 Reader threads (`fuse.placement` says which, and on which CPU) take requests from the device.
 A request runs on its reader to the end, under the one lock of the union's state, and is
-replied to at once. One that has to wait is handed, at its first `Blocking` call, to a
-worker thread, which holds the lock between such calls: so one slow file never stops the
-rest. Only this module knows that threads exist.
+replied to at once. One that has to wait lets go of the lock meanwhile, and where nobody
+else would read it is handed, at its first `Blocking` call, to a worker thread: so one slow
+file never stops the rest. Only this module knows that threads exist.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class DeviceSession:
         #: Held while any code of the union runs.
         self._lock = threading.Lock()
         self._workers = Workers()
+        #: The readers that wait for a request now: while there is one, another may wait longer.
+        self._reading: set[Reader] = set()
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._fd = -1
         self._target = b""
@@ -214,10 +216,12 @@ class DeviceSession:
         try:
             while True:
                 reader.await_turn()
+                self._reading.add(reader)
                 size = self._read(buffer)
+                self._reading.discard(reader)
                 if size == 0:
                     break
-                client = self._run(view[:size])
+                client = self._run(view[:size], reader)
                 if client < 0:
                     # A worker goes on with the request and what was read of it.
                     buffer = bytearray(protocol.BUFFER_SIZE)
@@ -229,8 +233,8 @@ class DeviceSession:
         finally:
             self._events.put("gone")
 
-    def _run(self, raw: memoryview) -> int:
-        """Run a request until it ends or has to wait.
+    def _run(self, raw: memoryview, reader: Reader) -> int:
+        """Run a request until it ends, or has to wait while nobody else reads.
 
         Return the thread that made it, as a negative number if a worker goes on with it.
         """
@@ -245,7 +249,8 @@ class DeviceSession:
         with self._lock:
             step, reply, code = self._advance(opcode, request, None, None)
         while step is not None:
-            if not step.brief:
+            if not step.brief and not self._reading:
+                reader.waits()
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
                 return -pid
             step, reply, code = self._resume(opcode, request, step)

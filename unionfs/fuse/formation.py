@@ -64,7 +64,6 @@ class Policy:
         self._looks = 0
         self._late = float("-inf")
         self._since_late = _LATE_LOOKS
-        self._since_late = _LATE_LOOKS
 
     def look(self, clients: Sequence[int], now: float) -> Formation:
         """Decide after a block of requests from the threads *clients*."""

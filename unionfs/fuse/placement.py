@@ -63,6 +63,9 @@ class Reader:
         if len(self._clients) >= BLOCK:
             self._placement.look(self._delay)
 
+    def waits(self) -> None:
+        """Take note of a request that has to wait while nobody else reads."""
+
     def place(self, cpus: set[int], *, parks: bool) -> None:
         """Go to *cpus* before the next read, or park instead of reading."""
         self._cpus, self._parks = cpus, parks
@@ -141,6 +144,10 @@ class NearReader(Reader):
         self._clients.append(client)
         if len(self._clients) >= BLOCK:
             self._look(now)
+
+    def waits(self) -> None:
+        """Take note of a request that has to wait: where many do, others should read, too."""
+        self._placement.late()
 
     def _after_gap(self, now: float) -> None:
         """See if that was no pause of the client, but we were late.
