@@ -24,6 +24,8 @@ _NOT_THERE: Final = frozenset(
         errno.EBADF,
     )
 )
+#: So says a file system of all of its files.
+_NEVER: Final = frozenset((errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY))
 
 
 def copy_data(source: int, target: int, size: int) -> None:
@@ -40,10 +42,25 @@ def copy_data(source: int, target: int, size: int) -> None:
     os.ftruncate(target, size)
 
 
-def _cloned(source: int, target: int) -> bool:
+def copy_whole(
+    source: int, target: int, size: int, status: os.stat_result, apart: set[int]
+) -> None:
+    """Copy all of a file whose attributes are *status*, where it is small, in few calls.
+
+    *apart* are the devices that were found not to share extents with that of *target*.
+    """
+    if size != status.st_size or status.st_blocks * 512 < size:
+        copy_data(source, target, size)  # a part, or one with holes
+    elif size and (status.st_dev in apart or not _cloned(source, target, status.st_dev, apart)):
+        _copy_range(source, target, 0, size)
+
+
+def _cloned(source: int, target: int, device: int = 0, apart: set[int] | None = None) -> bool:
     try:
         syscalls.clone_file(target, source)
     except OSError as error:
+        if apart is not None and error.errno in _NEVER:
+            apart.add(device)
         if error.errno in _NOT_THERE:
             return False
         raise
@@ -87,7 +104,9 @@ def _copy_by_hand(source: int, target: int, start: int, end: int) -> None:
     while start < end:
         data = os.pread(source, min(end - start, _BUFFER), start)
         if not data:
-            return  # shorter than its size said: it was truncated below us
+            # Shorter than its size said: it was truncated below us.
+            os.ftruncate(target, max(end, os.fstat(target).st_size))
+            return
         view = memoryview(data)
         while view:
             written = os.pwrite(target, view, start)

@@ -194,7 +194,17 @@ class Directory:
     An upper directory keeps this object for life: a rename changes *parent* and *name*.
     """
 
-    __slots__ = ("_xwhiteouts", "descriptor", "layer", "name", "names", "parent", "used", "version")
+    __slots__ = (
+        "_xwhiteouts",
+        "descriptor",
+        "impure",
+        "layer",
+        "name",
+        "names",
+        "parent",
+        "used",
+        "version",
+    )
 
     def __init__(self, layer: Layer, parent: Directory | None, name: bytes) -> None:
         self.layer = layer
@@ -207,6 +217,8 @@ class Directory:
         #: What ``fd`` returns while the directory is open, else -1; and whether it did lately.
         self.descriptor = -1
         self.used = False
+        #: Whether an upper directory is known to be marked as one of entries with an origin.
+        self.impure = False
         self._xwhiteouts: bool | None = None
 
     def fd(self) -> int:

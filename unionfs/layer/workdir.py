@@ -44,6 +44,8 @@ class WorkDirectory:
         self.index_fd = -1
         #: For syncfs(2), which takes no O_PATH descriptor and tells a loss once for each.
         self.sync_fd = -1
+        #: Devices of layers that share no extents with this one.
+        self.apart: set[int] = set()
         self._root_fd = fd
         self._marks = marks
         self._numbers = itertools.count(1)

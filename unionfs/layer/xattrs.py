@@ -2,7 +2,8 @@
 
 The only user of xattr calls. An object is named by a path below ``/proc/self/fd``, which
 leads to a descriptor or to a name in one without walking anything else; the last
-component is never followed (``fd_path``, ``entry_path``).
+component is never followed (``fd_path``, ``entry_path``). Where a descriptor may read, it does
+itself, *follow* then being asked for.
 
 Marks live under ``trusted.overlay.`` or, with ``userxattr``, ``user.overlay.``
 (Documentation/filesystems/overlayfs.rst, "User xattr"); fuse-overlayfs writes opaque
@@ -47,7 +48,7 @@ def entry_path(dirfd: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%s" % (dirfd, name)
 
 
-def read(path: bytes, name: bytes, *, follow: bool = False) -> bytes | None:
+def read(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
     """Return the value of *name*, or ``None`` where there is none."""
     try:
         return os.getxattr(path, name, follow_symlinks=follow)
@@ -57,7 +58,7 @@ def read(path: bytes, name: bytes, *, follow: bool = False) -> bytes | None:
         raise
 
 
-def names(path: bytes, *, follow: bool = False) -> list[bytes]:
+def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
     """Return all names, none where the file system has no xattrs."""
     try:
         return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=follow)]
@@ -67,12 +68,14 @@ def names(path: bytes, *, follow: bool = False) -> list[bytes]:
         raise
 
 
-def write(path: bytes, name: bytes, value: bytes, flags: int = 0, *, follow: bool = False) -> None:
+def write(
+    path: bytes | int, name: bytes, value: bytes, flags: int = 0, *, follow: bool = False
+) -> None:
     """Set *name*; *flags* are XATTR_CREATE and XATTR_REPLACE."""
     os.setxattr(path, name, value, flags, follow_symlinks=follow)
 
 
-def remove(path: bytes, name: bytes, *, follow: bool = False) -> None:
+def remove(path: bytes | int, name: bytes, *, follow: bool = False) -> None:
     """Remove *name*; ENODATA when it is not there."""
     os.removexattr(path, name, follow_symlinks=follow)
 
@@ -87,15 +90,15 @@ class Marks:
         self._own = b"user.overlay." if user else b"trusted.overlay."
         self._escaped = self._own + _ESCAPE
 
-    def read(self, path: bytes, mark: bytes, *, follow: bool = False) -> bytes | None:
+    def read(self, path: bytes | int, mark: bytes, *, follow: bool = False) -> bytes | None:
         """Return the value of *mark* (``OPAQUE``, ``REDIRECT``, ...) or ``None``."""
         return read(path, self._own + mark, follow=follow)
 
-    def write(self, path: bytes, mark: bytes, value: bytes, *, follow: bool = False) -> None:
+    def write(self, path: bytes | int, mark: bytes, value: bytes, *, follow: bool = False) -> None:
         """Set *mark*; EPERM where the namespace cannot exist on such an object."""
         write(path, self._own + mark, value, follow=follow)
 
-    def remove(self, path: bytes, mark: bytes, *, follow: bool = False) -> None:
+    def remove(self, path: bytes | int, mark: bytes, *, follow: bool = False) -> None:
         """Remove *mark* if it is there."""
         try:
             remove(path, self._own + mark, follow=follow)
@@ -113,6 +116,10 @@ class Marks:
     def among(self, names: list[bytes]) -> bool:
         """Say whether one of *names* is a mark: most objects have none, and are asked once."""
         return any(name.startswith((self._own, _FOREIGN_PREFIX)) for name in names)
+
+    def holds(self, names: list[bytes], mark: bytes) -> bool:
+        """Say whether *mark* is one of *names*."""
+        return self._own + mark in names
 
     def stored(self, name: bytes) -> bytes | None:
         """Return the name under which a user's attribute *name* lies on disk.

@@ -34,21 +34,26 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
     if changes.size is not None and isinstance(node, FileNode):
         refuse_metacopy(tree, node)
         passthrough.refuse_writing(node)
-    keeps = changes.keeps_set_ids
-    has_size = await copy_up(tree, node, size=changes.size, keeps_set_ids=keeps)
+    if not await copy_up(tree, node, changes=changes):
+        _change(tree, node, changes)
+    _may_have_set_ids(node)
+
+
+def _change(tree: MergedTree, node: Node, changes: Changes) -> None:
+    """Apply *changes* to an upper object."""
     with tree.object(node) as path:
-        if changes.size is not None and not has_size:
+        if changes.size is not None:
+            keeps = changes.keeps_set_ids
             copymeta.strip_set_ids(path, tree.status(node).st_mode, keeps_set_ids=keeps)
             set_size(tree, node, changes.size)
         if changes.uid is not None or changes.gid is not None:
-            _set_owner(tree, path, changes.uid, changes.gid)
+            copymeta.set_owner(tree, path, changes.uid, changes.gid)
         if changes.mode is not None and not stat.S_ISLNK(node.kind):
             os.chmod(path, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             syscalls.set_times(path, changes.atime_ns, changes.mtime_ns)
         if _is_empty(changes):
             syscalls.set_times(path, tree.status(node).st_atime_ns, None)  # ctime alone
-    _may_have_set_ids(node)
 
 
 def _is_empty(changes: Changes) -> bool:
@@ -71,21 +76,6 @@ def set_size(tree: MergedTree, node: Node, size: int) -> None:
         return
     with tree.object(node) as path:
         os.truncate(path, size)
-
-
-def _set_owner(tree: MergedTree, path: bytes, uid: int | None, gid: int | None) -> None:
-    """Set the owner; a squashed one can only be what it is shown as.
-
-    The layer's file system takes setuid, setgid and capabilities away from all but
-    directories, whoever asks and even if the owner stays the same (chown(2)).
-    """
-    options = tree.options
-    for wanted, shown in ((uid, options.squash_to_uid), (gid, options.squash_to_gid)):
-        if shown is not None and wanted not in (None, shown):
-            fail(errno.EPERM)
-    new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
-    new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
-    os.chown(path, new_uid, new_gid)
 
 
 def _may_have_set_ids(node: Node) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
-from unionfs.layer import syscalls, xattrs
+from unionfs.layer import xattrs
 from unionfs.layer.tree import Directory
 from unionfs.union.copymeta import (
     copy_directory_flags,
@@ -45,18 +45,19 @@ def _copy_up_one_directory(tree: MergedTree, node: DirNode) -> None:
     with work.temporary() as name:
         os.mkdir(name, 0o700, dir_fd=work.fd)
         path = work.path_of(name)
-        copy_owner(tree, path, status)
+        own = os.lstat(path)
+        copy_owner(tree, path, status, own)
         copy_xattrs(tree, xattrs.fd_path(source.fd()), path)
         mark_origin(tree, path, source.layer, _place(source))
-        mark_protected(tree, path, xattrs.fd_path(source.fd()))
+        mark_protected(tree, node, path, source.fd())
         copy_directory_flags(xattrs.fd_path(source.fd()), path)
         os.chmod(path, movable_mode(tree, status.st_mode))
-        syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
         move_into(tree, name, tree.upper_of(parent), node.name)
     set_final_mode(tree, tree.upper_of(parent), node.name, status.st_mode)
     node.upper = Directory(tree.upper_layer, parent.upper, node.name)
     node.upper.names = tree.sieves.empty()
-    tree.nodes.stands_for(node, tree.nodes.numbers.real(tree.status(node)))
+    tree.nodes.stands_for(node, tree.nodes.numbers.real(own))
     tree.tell_changed(node)
     tree.tell_changed(parent)  # its change time: a name in it was put in place
 

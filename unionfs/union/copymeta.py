@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Final
 from unionfs.layer import handles, syscalls, xattrs
 from unionfs.layer.tree import opened_up
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
+from unionfs.union.nodes import NO_PROTECTION
 
 if TYPE_CHECKING:
     from unionfs.layer.tree import Directory, Layer
+    from unionfs.union.nodes import Node
     from unionfs.union.tree import MergedTree
 
 #: Attributes that must arrive, whatever the upper file system says.
@@ -27,7 +29,7 @@ _COPIED_FLAGS: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
 _NO_FLAGS: Final = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM))
 
 
-def strip_set_ids(path: bytes, mode: int, *, keeps_set_ids: bool = False) -> bool:
+def strip_set_ids(path: bytes | int, mode: int, *, keeps_set_ids: bool = False) -> bool:
     """Take setuid, setgid and capabilities away from a regular file that has *mode*.
 
     So does any write, truncation and change of owner (write(2), truncate(2), chown(2)).
@@ -48,16 +50,32 @@ def strip_set_ids(path: bytes, mode: int, *, keeps_set_ids: bool = False) -> boo
     return changes
 
 
-def copy_owner(tree: MergedTree, path: bytes, status: os.stat_result) -> None:
-    """Give *path* the owner; squashed owners stay the daemon's own on disk."""
-    own = os.lstat(path)
+def set_owner(tree: MergedTree, target: bytes | int, uid: int | None, gid: int | None) -> None:
+    """Set the owner; a squashed one can only be what it is shown as.
+
+    The layer's file system takes setuid, setgid and capabilities away from all but
+    directories, whoever asks and even if the owner stays the same (chown(2)).
+    """
+    options = tree.options
+    for wanted, shown in ((uid, options.squash_to_uid), (gid, options.squash_to_gid)):
+        if shown is not None and wanted not in (None, shown):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
+    new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
+    os.chown(target, new_uid, new_gid)
+
+
+def copy_owner(
+    tree: MergedTree, target: bytes | int, status: os.stat_result, own: os.stat_result
+) -> None:
+    """Give *target* the owner, which *own* has so far; squashed ones stay the daemon's on disk."""
     options = tree.options
     uid = own.st_uid if options.squash_to_uid is not None else status.st_uid
     gid = own.st_gid if options.squash_to_gid is not None else status.st_gid
     if (uid, gid) == (own.st_uid, own.st_gid):
         return
     try:
-        os.chown(path, uid, gid, follow_symlinks=False)
+        os.chown(target, uid, gid, follow_symlinks=isinstance(target, int))
     except PermissionError:
         tree.report_once(
             "cannot give copies the owner %d:%d; mount as root, or with squash_to_uid= "
@@ -68,58 +86,71 @@ def copy_owner(tree: MergedTree, path: bytes, status: os.stat_result) -> None:
         raise
 
 
-def copy_xattrs(tree: MergedTree, source: bytes, target: bytes) -> None:
-    """Copy all attributes but our marks; escaped ones of a nested overlay are not ours."""
-    for name in xattrs.names(source, follow=True):
+def copy_xattrs(
+    tree: MergedTree,
+    source: bytes | int,
+    target: bytes | int,
+    names: list[bytes] | None = None,
+) -> None:
+    """Copy all attributes but our marks; escaped ones of a nested overlay are not ours.
+
+    *names* are those of *source*, if they were just read.
+    """
+    for name in xattrs.names(source, follow=True) if names is None else names:
         if tree.marks.shown(name) is None:
             continue
         value = xattrs.read(source, name, follow=True)
         if value is None:
             continue
         try:
-            xattrs.write(target, name, value)
+            xattrs.write(target, name, value, follow=isinstance(target, int))
         except OSError as error:
             optional = name not in _REQUIRED and not name.startswith(b"security.")
             if error.errno != errno.EOPNOTSUPP or not optional:
                 raise
 
 
-def mark_origin(tree: MergedTree, path: bytes, layer: Layer, place: tuple[int, bytes]) -> None:
-    """Record on the copy at *path* which object of *layer* it was copied from."""
+def mark_origin(
+    tree: MergedTree, target: bytes | int, layer: Layer, place: tuple[int, bytes]
+) -> None:
+    """Record on the copy *target* which object of *layer* it was copied from."""
     origin = handles.encode(*place, layer.uuid)
     if origin is not None:
-        _write_mark(tree, path, xattrs.ORIGIN, origin)
+        _write_mark(tree, target, xattrs.ORIGIN, origin)
 
 
 def _write_mark(
-    tree: MergedTree, path: bytes, mark: bytes, value: bytes, *, follow: bool = False
+    tree: MergedTree, target: bytes | int, mark: bytes, value: bytes, *, follow: bool = False
 ) -> None:
     """Set a mark that can be done without where it cannot be.
 
     ``user.*`` marks cannot be on symlinks and devices, nor on another's sticky directory.
     """
+    if isinstance(target, int):
+        with contextlib.suppress(PermissionError):
+            tree.marks.write(target, mark, value, follow=True)
+            return
+        target, follow = xattrs.fd_path(target), True
     try:
-        tree.upper_layer.write_mark(path, mark, value, follow=follow)
+        tree.upper_layer.write_mark(target, mark, value, follow=follow)
     except PermissionError:
         if not tree.marks.user:
             raise
 
 
-def mark_protected(tree: MergedTree, path: bytes, source: bytes) -> None:
-    """Record that the lower object is immutable or append-only: flags are not copied.
+def mark_protected(tree: MergedTree, node: Node, target: bytes | int, source_fd: int) -> None:
+    """Record that the lower object of *node* is immutable or append-only: flags are not copied.
 
     Only regular files and directories have such flags.
     """
-    fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
-    try:
-        bits = syscalls.protected_attributes(fd)
-    finally:
-        os.close(fd)
+    if node.known & NO_PROTECTION:
+        return
+    bits = syscalls.protected_attributes(source_fd)
     letters = (b"a" if bits & syscalls.STATX_ATTR_APPEND else b"") + (
         b"i" if bits & syscalls.STATX_ATTR_IMMUTABLE else b""
     )
     if letters:
-        _write_mark(tree, path, xattrs.PROTATTR, letters)
+        _write_mark(tree, target, xattrs.PROTATTR, letters)
 
 
 def copy_flags(source_fd: int, target_fd: int) -> None:
@@ -127,10 +158,23 @@ def copy_flags(source_fd: int, target_fd: int) -> None:
 
     Where one of the two file systems has no such flags, or not for us, there are none.
     """
+    wanted = _flags_of(source_fd)
+    if wanted:
+        _add_flags(target_fd, wanted)
+
+
+def _flags_of(fd: int) -> int:
     try:
-        wanted = syscalls.inode_flags(source_fd) & _COPIED_FLAGS
-        if wanted:
-            syscalls.set_inode_flags(target_fd, syscalls.inode_flags(target_fd) | wanted)
+        return syscalls.inode_flags(fd) & _COPIED_FLAGS
+    except OSError as error:
+        if error.errno not in _NO_FLAGS:
+            raise
+        return 0
+
+
+def _add_flags(fd: int, wanted: int) -> None:
+    try:
+        syscalls.set_inode_flags(fd, syscalls.inode_flags(fd) | wanted)
     except OSError as error:
         if error.errno not in _NO_FLAGS:
             raise
@@ -139,15 +183,20 @@ def copy_flags(source_fd: int, target_fd: int) -> None:
 def copy_directory_flags(source: bytes, target: bytes) -> None:
     """Copy the inode flags of a directory; one that we may not read keeps them to itself."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    with contextlib.ExitStack() as opened:
-        try:
-            source_fd = os.open(source, flags)
-        except PermissionError:
-            return
-        opened.callback(os.close, source_fd)
+    try:
+        source_fd = os.open(source, flags)
+    except PermissionError:
+        return
+    try:
+        wanted = _flags_of(source_fd)
+    finally:
+        os.close(source_fd)
+    if wanted:
         target_fd = os.open(target, flags)
-        opened.callback(os.close, target_fd)
-        copy_flags(source_fd, target_fd)
+        try:
+            _add_flags(target_fd, wanted)
+        finally:
+            os.close(target_fd)
 
 
 def movable_mode(tree: MergedTree, mode: int) -> int:
@@ -169,16 +218,26 @@ def set_final_mode(tree: MergedTree, directory: Directory, name: bytes, mode: in
 
 def mark_impure(tree: MergedTree, directory: Directory) -> None:
     """Mark an upper directory as one that holds entries with an origin."""
-    _write_mark(tree, xattrs.fd_path(directory.fd()), xattrs.IMPURE, b"y", follow=True)
+    if not directory.impure:
+        _write_mark(tree, xattrs.fd_path(directory.fd()), xattrs.IMPURE, b"y", follow=True)
+        directory.impure = bool(tree.sieves.lifetime)
 
 
 def move_into(tree: MergedTree, temporary: bytes, directory: Directory, name: bytes) -> None:
     """Move a complete temporary to *name*; the directory's times show no change."""
     mark_impure(tree, directory)
     directory.added(name)
-    with unchanged_times(directory), writable(directory):
-        flags = syscalls.RENAME_NOREPLACE
-        syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)
+    fd = directory.fd()
+    status = os.fstat(fd)
+    flags = syscalls.RENAME_NOREPLACE
+    try:
+        syscalls.renameat2(tree.work.fd, temporary, fd, name, flags)
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+        with writable(directory):
+            syscalls.renameat2(tree.work.fd, temporary, fd, name, flags)
+    _restore_times(fd, status)
 
 
 @contextlib.contextmanager
@@ -190,9 +249,12 @@ def unchanged_times(directory: Directory) -> Iterator[None]:
     """
     status = os.fstat(directory.fd())
     yield
+    _restore_times(directory.fd(), status)
+
+
+def _restore_times(fd: int, status: os.stat_result) -> None:
     with contextlib.suppress(OSError):
-        path = xattrs.fd_path(directory.fd())
-        syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
+        os.utime(xattrs.fd_path(fd), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @contextlib.contextmanager

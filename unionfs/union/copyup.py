@@ -16,10 +16,11 @@ import errno
 import os
 import stat
 import threading
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs.layer import syscalls, xattrs
-from unionfs.layer.copydata import copy_data
+from unionfs.layer.copydata import copy_data, copy_whole
 from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import (
     copy_flags,
@@ -28,12 +29,16 @@ from unionfs.union.copymeta import (
     mark_origin,
     mark_protected,
     move_into,
+    set_owner,
     strip_set_ids,
 )
 from unionfs.union.indexed import link_up, move_into_index
 from unionfs.union.nodes import NO_METACOPY, DirNode, FileNode, Node
 from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
+
+if TYPE_CHECKING:
+    from unionfs.fuse.interface import Changes
 
 #: Copies of up to this size (bytes) are made at once: a hop to a thread costs more.
 _SMALL: Final = 128 * 1024
@@ -49,20 +54,20 @@ async def copy_up(
     tree: MergedTree,
     node: Node,
     *,
-    size: int | None = None,
-    keeps_set_ids: bool = False,
+    changes: Changes | None = None,
     going: tuple[DirNode, bytes] | None = None,
 ) -> bool:
     """Bring *node* into the upper layer, with all directories above it.
 
-    *size* is the size in bytes that a regular file is to get, so that no more is copied;
-    whether the copy has it already is returned: a truncation is complete before its one
-    rename, or is still to be done. It takes set-ids away unless *keeps_set_ids*.
+    *changes* are what a setattr is about to do; whether the copy has them already is
+    returned: they are complete before its one rename, or are still to be made. No more of
+    a file is copied than it is to keep.
     *going* is the one name that matters where a name, not the object, is about to change.
     Raises EROFS in a read-only union, EPERM for an owner that cannot be set, and what
     the disk says (ENOSPC, EIO); the upper layer is unchanged then.
     """
-    await settled(node)
+    if node.copying is not None:
+        await settled(node)
     if isinstance(node, DirNode):
         copy_up_directory(tree, node)
         return False
@@ -71,41 +76,39 @@ async def copy_up(
         if node.loose:
             link_up(tree, node, going)
         return False
-    node.copying = threading.Event()
     try:
-        cut = None if size is None else _Truncation(size, keeps_set_ids)
-        return await _copy_up_file(tree, node, cut, going)
+        return await _copy_up_file(tree, node, changes, going)
     finally:
-        node.copying.set()
-        node.copying = None
+        if node.copying is not None:
+            node.copying.set()
+            node.copying = None
 
 
-class _Truncation(NamedTuple):
-    """What truncate(2) is to do to a copy in the making."""
-
-    size: int
-    keeps_set_ids: bool
+async def _wait(node: FileNode, call: Callable[..., object], *arguments: object) -> None:
+    """Make a call that takes long for the copy of *node*; whoever wants it waits."""
+    if node.copying is None:
+        node.copying = threading.Event()
+    await blocking(call, *arguments)
 
 
 async def _copy_up_file(
     tree: MergedTree,
     node: FileNode,
-    cut: _Truncation | None,
+    changes: Changes | None,
     going: tuple[DirNode, bytes] | None,
 ) -> bool:
     name = tree.work.new_name()
     status = tree.status(node)
     if node.parent is not None and status.st_nlink == 1 and not node.removed:
         copy_up_directory(tree, node.parent)
-    if status.st_nlink > 1:
-        cut = None  # linking its names may still fail, and then nothing must be lost
+    if status.st_nlink > 1 or not stat.S_ISREG(node.kind):
+        changes = None  # linking its names may still fail, and then nothing must be lost
     opened: int | None = None
     try:
         if stat.S_ISREG(node.kind):
-            opened = await _copy_regular(tree, node, name, status, cut)
+            opened, own = await _copy_regular(tree, node, name, status, changes)
         else:
-            _copy_special(tree, node, name, status)
-        real = tree.nodes.numbers.real(os.lstat(tree.work.path_of(name)))
+            own = _copy_special(tree, node, name, status)
         _put_in_place(tree, node, name, status)
     except BaseException:
         tree.work.discard(name)
@@ -118,10 +121,10 @@ async def _copy_up_file(
         _hand_over(node, opened)
     if not node.removed:
         node.unpin()
-        tree.nodes.stands_for(node, real)
+        tree.nodes.stands_for(node, tree.nodes.numbers.real(own))
     if node.index is not None:
         link_up(tree, node, going)
-    return cut is not None
+    return changes is not None
 
 
 def _put_in_place(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:
@@ -134,12 +137,15 @@ def _put_in_place(tree: MergedTree, node: FileNode, name: bytes, status: os.stat
         move_into_index(tree, node, name, status.st_nlink)
     else:
         move_into(tree, name, tree.upper_of(node.parent), node.name)
-        tree.tell_changed(node.parent)
 
 
 def open_lower(tree: MergedTree, node: FileNode) -> int:
     """Open the lower data of *node* for reading; the caller closes the descriptor."""
     refuse_metacopy(tree, node)
+    return _open_source(tree, node)
+
+
+def _open_source(tree: MergedTree, node: FileNode) -> int:
     try:
         return tree.open_object(node, os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK)
     except PermissionError:
@@ -161,11 +167,14 @@ def refuse_metacopy(tree: MergedTree, node: FileNode) -> None:
             mark = layer.read_mark(xattrs.entry_path(*tree.location(node)), xattrs.METACOPY)
     except PermissionError:
         return  # a lower file that we may not read: opening it says so
-    if mark is None:
-        tree.learn(node, NO_METACOPY)
-    else:
-        tree.report_once("a layer has files copied up by metacopy=on, which is not supported")
-        fail(errno.EPERM)
+    if mark is not None:
+        _refuse_data(tree)
+    tree.learn(node, NO_METACOPY)
+
+
+def _refuse_data(tree: MergedTree) -> NoReturn:
+    tree.report_once("a layer has files copied up by metacopy=on, which is not supported")
+    fail(errno.EPERM)
 
 
 async def _copy_regular(
@@ -173,69 +182,100 @@ async def _copy_regular(
     node: FileNode,
     name: bytes,
     status: os.stat_result,
-    cut: _Truncation | None,
-) -> int:
-    """Make a complete copy as the temporary *name*; return it open for reading and writing."""
-    wanted = status.st_size if cut is None else min(cut.size, status.st_size)
-    source = open_lower(tree, node)
+    changes: Changes | None,
+) -> tuple[int, os.stat_result]:
+    """Make a complete copy as the temporary *name*.
+
+    Return it open for reading and writing, and its attributes as it was made.
+    """
+    wanted = status.st_size
+    if changes is not None and changes.size is not None:
+        wanted = min(changes.size, wanted)
+    source = _open_source(tree, node)
     try:
+        names = xattrs.names(source, follow=True)
+        if tree.marks.holds(names, xattrs.METACOPY):
+            _refuse_data(tree)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         target = os.open(name, flags, 0o600, dir_fd=tree.work.fd)
         try:
+            own = os.fstat(target)
             if wanted <= _SMALL:
-                copy_data(source, target, wanted)
+                copy_whole(source, target, wanted, status, tree.work.apart)
             else:
-                await blocking(copy_data, source, target, wanted)
-            path = tree.work.path_of(name)
+                await _wait(node, copy_data, source, target, wanted)
             copy_flags(source, target)
-            _copy_metadata(tree, node, path, status)
-            if cut is not None:
-                _truncate_copy(target, path, cut, status)
+            copy_owner(tree, target, status, own)
+            copy_xattrs(tree, source, target, names)
+            mark_protected(tree, node, target, source)
+            _mark_origin(tree, node, target)
+            _set_attributes(tree, target, status, changes)
             if not tree.work.volatile:
-                await blocking(os.fsync, target)
+                await _wait(node, os.fsync, target)
         except BaseException:
             os.close(target)
             raise
-        return target
+        return target, own
     finally:
         os.close(source)
 
 
-def _truncate_copy(target: int, path: bytes, cut: _Truncation, status: os.stat_result) -> None:
-    """Do to a copy in the making what truncate(2) does: size, times and set-id bits."""
-    os.ftruncate(target, cut.size)
-    os.utime(path)
-    syscalls.set_times(path, status.st_atime_ns, None)
-    strip_set_ids(path, status.st_mode, keeps_set_ids=cut.keeps_set_ids)
+def _set_attributes(
+    tree: MergedTree, target: int, status: os.stat_result, changes: Changes | None
+) -> None:
+    """Give a copy in the making the mode and times of what it copies, and make *changes*.
+
+    The mode comes late, since a file that may not be written takes no ``user.*`` marks.
+    """
+    mode, times = status.st_mode, (status.st_atime_ns, status.st_mtime_ns)
+    if changes is None:
+        os.chmod(target, stat.S_IMODE(mode))
+        os.utime(target, ns=times)
+        return
+    cut = changes.size is not None
+    owned = changes.uid is not None or changes.gid is not None
+    if cut or owned or changes.mode is None:
+        os.chmod(target, stat.S_IMODE(mode))
+    if changes.size is not None:
+        os.ftruncate(target, changes.size)
+        strip_set_ids(target, mode, keeps_set_ids=changes.keeps_set_ids)
+    if owned:
+        set_owner(tree, target, changes.uid, changes.gid)
+    if changes.mode is not None:
+        os.chmod(target, stat.S_IMODE(changes.mode))
+    atime = times[0] if changes.atime_ns is None else changes.atime_ns
+    if changes.mtime_ns is None and cut:
+        syscalls.set_times(xattrs.fd_path(target), atime, None)
+    else:
+        os.utime(target, ns=(atime, times[1] if changes.mtime_ns is None else changes.mtime_ns))
 
 
-def _copy_special(tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result) -> None:
+def _copy_special(
+    tree: MergedTree, node: FileNode, name: bytes, status: os.stat_result
+) -> os.stat_result:
+    """Make a copy as the temporary *name*; return its attributes as it was made."""
     work = tree.work
     dirfd, lower_name = tree.location(node)
     if stat.S_ISLNK(node.kind):
         os.symlink(os.readlink(lower_name, dir_fd=dirfd), name, dir_fd=work.fd)
     else:
         os.mknod(name, node.kind | 0o600, status.st_rdev, dir_fd=work.fd)
-    _copy_metadata(tree, node, work.path_of(name), status)
-
-
-def _copy_metadata(tree: MergedTree, node: FileNode, path: bytes, status: os.stat_result) -> None:
-    """Give the temporary at *path* what the lower object has beside its data.
-
-    The owner comes first, since chown takes setuid and capabilities away; marks come
-    before the mode, since a file that may not be written takes no ``user.*`` ones.
-    """
-    copy_owner(tree, path, status)
+    path = work.path_of(name)
+    own = os.lstat(path)
+    copy_owner(tree, path, status, own)
     with tree.object(node) as source:
         copy_xattrs(tree, source, path)
-        if stat.S_ISREG(node.kind):
-            mark_protected(tree, path, source)
-    if node.lower is not None:
-        directory, lower_name = node.lower
-        mark_origin(tree, path, directory.layer, (directory.fd(), lower_name))
+    _mark_origin(tree, node, path)
     if not stat.S_ISLNK(node.kind):
         os.chmod(path, stat.S_IMODE(status.st_mode))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+    return own
+
+
+def _mark_origin(tree: MergedTree, node: FileNode, target: bytes | int) -> None:
+    if node.lower is not None:
+        directory, lower_name = node.lower
+        mark_origin(tree, target, directory.layer, (directory.fd(), lower_name))
 
 
 def _hand_over(node: FileNode, fd: int) -> None:

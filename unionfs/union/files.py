@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unionfs.fuse.interface import Opened
+from unionfs.fuse.interface import Changes, Opened
 from unionfs.layer.tree import opened_up
 from unionfs.union import passthrough
 from unionfs.union.attributes import set_size, strip_set_ids
@@ -80,7 +80,8 @@ class OpenFiles:
 
     async def _truncate(self, node: FileNode, *, keeps_set_ids: bool) -> None:
         mode = self._tree.status(node).st_mode
-        if not await copy_up(self._tree, node, size=0, keeps_set_ids=keeps_set_ids):
+        cut = Changes(size=0, keeps_set_ids=keeps_set_ids)
+        if not await copy_up(self._tree, node, changes=cut):
             strip_set_ids(self._tree, node, keeps_set_ids=keeps_set_ids)
             set_size(self._tree, node, 0)
         if mode & (stat.S_ISUID | stat.S_ISGID) and not keeps_set_ids:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 NO_METACOPY: Final = 1
 #: The upper object has no ``overlay.protattr``.
 NO_PROTATTR: Final = 2
+#: The lower object is neither immutable nor append-only.
+NO_PROTECTION: Final = 4
 
 #: Types as in ``st_mode``, one object for each.
 _KINDS: Final = {
@@ -75,7 +77,7 @@ class Node:
         self.pinned = -1
         #: Set while the object is being copied up.
         self.copying: threading.Event | None = None
-        #: Marks that the object is known not to have: ``NO_METACOPY``, ``NO_PROTATTR``.
+        #: What the object is known not to have, as bits: ``NO_METACOPY`` and so on.
         self.known = 0
 
     @property

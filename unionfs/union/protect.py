@@ -12,7 +12,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from unionfs.layer import syscalls, xattrs
-from unionfs.union.nodes import NO_PROTATTR, DirNode
+from unionfs.union.nodes import NO_PROTATTR, NO_PROTECTION, DirNode
 from unionfs.union.tree import fail
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ APPEND = syscalls.STATX_ATTR_APPEND
 
 def protection(tree: MergedTree, node: Node) -> int:
     """Return the IMMUTABLE and APPEND bits that hold for *node*."""
+    upper = node.in_upper
+    if not upper and node.known & NO_PROTECTION:
+        return 0
     if node.pinned >= 0:
         dirfd, name = node.pinned, b""
     elif isinstance(node, DirNode):
@@ -32,7 +35,11 @@ def protection(tree: MergedTree, node: Node) -> int:
     else:
         dirfd, name = tree.location(node)
     bits = syscalls.protected_attributes(dirfd, name)
-    if not node.in_upper or node.known & NO_PROTATTR:
+    if not upper:
+        if not bits:
+            tree.learn(node, NO_PROTECTION)
+        return bits
+    if node.known & NO_PROTATTR:
         return bits
     path = xattrs.entry_path(dirfd, name) if name else xattrs.fd_path(dirfd)
     letters = tree.upper_layer.read_mark(path, xattrs.PROTATTR, follow=not name)

@@ -214,6 +214,7 @@ def _clear(
     syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
     syscalls.renameat2(work.fd, temporary, directory.fd(), name, RENAME_EXCHANGE)
     directory.layer.descriptors.drop(node.upper)
+    node.upper.impure = False
     node.lowers = ()  # what the whiteouts hid stays hidden, should the rename fail
     node.redirect = None
     node.changed()
