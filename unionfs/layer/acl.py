@@ -6,8 +6,11 @@ The value of ``system.posix_acl_*`` is a 32-bit version (2) and entries of tag, 
 
 from __future__ import annotations
 
+import stat
 import struct
 from typing import Final
+
+from unionfs.layer import xattrs
 
 _HEADER: Final = struct.Struct("<I")
 _ENTRY: Final = struct.Struct("<HHI")
@@ -49,3 +52,19 @@ def _shift(tag: int, *, masked: bool) -> int | None:
     if tag == (_MASK if masked else _GROUP_OBJ):
         return 3
     return 0 if tag == _OTHER else None
+
+
+def pass_on(dirfd: int, path: bytes, mode: int, umask: int, *, follow: bool) -> tuple[int, bool]:
+    """Apply the default ACL of *dirfd*, or else the umask, to a new object at *path*.
+
+    Return the mode that it is to have, and whether there is an ACL.
+    """
+    default = xattrs.read(xattrs.fd_path(dirfd), xattrs.ACL_DEFAULT, follow=True)
+    if default is None:
+        return mode & ~umask, False
+    mode, access = inherit(default, mode)
+    if access is not None:
+        xattrs.write(path, xattrs.ACL_ACCESS, access, follow=follow)
+    if stat.S_ISDIR(mode):
+        xattrs.write(path, xattrs.ACL_DEFAULT, default)
+    return mode, True

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from unionfs.fuse.interface import Caller
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+#: A new object, and its attributes if they were read after its last change.
+_Made = tuple[FileNode, os.stat_result | None]
 _NAMELESS: Final = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 
 
@@ -41,7 +43,7 @@ def prepare_name(tree: MergedTree, parent: DirNode, name: bytes) -> Directory:
         fail(errno.EPERM, name)
     if tree.child(parent, name) is not None:
         fail(errno.EEXIST, name)
-    refuse_new_names(tree, parent)
+    refuse_new_names(tree, parent, at_once=True)
     copy_up_directory(tree, parent)
     directory = tree.upper_of(parent)
     whiteouts.replace_whiteout_name(directory, name)
@@ -50,18 +52,21 @@ def prepare_name(tree: MergedTree, parent: DirNode, name: bytes) -> Directory:
 
 def create_file(
     tree: MergedTree, parent: DirNode, name: bytes, mode: int, caller: Caller
-) -> tuple[FileNode, int]:
-    """Make a regular file; return its node and a descriptor open for reading and writing."""
+) -> tuple[FileNode, int, os.stat_result]:
+    """Make a regular file.
+
+    Return its node, a descriptor open for reading and writing, and its attributes.
+    """
     directory = prepare_name(tree, parent, name)
     final = _final_mode(tree, directory, name, stat.S_IFREG | mode, caller)
     if final is not None:
         fd = os.open(name, _CREATE, final[0], dir_fd=directory.fd())
         try:
-            status = _made(tree, directory, name, final[1])
+            status = _made(tree, directory, name, final[1], fd)
         except BaseException:
             os.close(fd)
             raise
-        return _new_file(tree, parent, name, status), fd
+        return _new_file(tree, parent, name, status), fd, status
     # Where nothing need be replaced, a file without a name is given one: nothing to clean up.
     first = _first_mode(tree, mode, 0o600, caller)
     fd = -1 if directory.lstat(name) is not None else _open_nameless(tree, first)
@@ -80,8 +85,9 @@ def create_file(
         else:
             directory.added(name)
             os.link(path, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
+        status = os.fstat(fd)
         opened.pop_all()
-    return _new_file(tree, parent, name, status), fd
+    return _new_file(tree, parent, name, status), fd, status
 
 
 def _final_mode(
@@ -117,20 +123,23 @@ def _final_mode(
     return permissions, parent.st_gid if inherits_group else tree.identity.gid
 
 
-def _made(tree: MergedTree, directory: Directory, name: bytes, gid: int) -> os.stat_result:
-    """Return the attributes of an object that was made complete at once.
+def _made(
+    tree: MergedTree, directory: Directory, name: bytes, gid: int, fd: int = -1
+) -> os.stat_result:
+    """Return the attributes of an object that was made complete at once, and is open as *fd*.
 
     A file system may have given it another owner (``grpid``, NFS with ``root_squash``): that is put
     right, or it does not stay.
     """
     dirfd = directory.fd()
-    status = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+    status = os.fstat(fd) if fd >= 0 else os.stat(name, dir_fd=dirfd, follow_symlinks=False)
     if (status.st_uid, status.st_gid) != (tree.identity.uid, gid):
         try:
             os.chown(name, tree.identity.uid, gid, dir_fd=dirfd, follow_symlinks=False)
         except BaseException:
             remove_tree(dirfd, name)
             raise
+        return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
     return status
 
 
@@ -154,7 +163,7 @@ def _open_nameless(tree: MergedTree, mode: int, flags: int = 0) -> int:
 
 def create_nameless(
     tree: MergedTree, parent: DirNode, mode: int, flags: int, caller: Caller
-) -> tuple[FileNode, int]:
+) -> tuple[FileNode, int, os.stat_result]:
     """Make a regular file without a name; return as ``create_file`` does.
 
     It gets what a file in *parent* would, which is not copied up; ``link`` may name it
@@ -172,6 +181,7 @@ def create_nameless(
         status = os.fstat(fd)
         path = xattrs.fd_path(fd)
         _finish(tree, parent.top(), path, stat.S_IFREG | mode, caller, status, follow=True)
+        status = os.fstat(fd)
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         opened.pop_all()
     real = tree.nodes.numbers.real(status)
@@ -180,12 +190,12 @@ def create_nameless(
     node.linkable = not exclusive
     node.pin(pinned)
     tree.nodes.add(node)
-    return node, fd
+    return node, fd, status
 
 
 def create_special(
     tree: MergedTree, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller
-) -> FileNode:
+) -> _Made:
     """Make a file, fifo, socket or device of the type in *mode*."""
     if stat.S_ISCHR(mode) and rdev == 0:
         fail(errno.EPERM, name)  # it would be a whiteout
@@ -199,13 +209,14 @@ def create_special(
 
 def create_symlink(
     tree: MergedTree, parent: DirNode, name: bytes, target: bytes, caller: Caller
-) -> FileNode:
+) -> _Made:
     """Make a symbolic link to *target*."""
     directory = prepare_name(tree, parent, name)
     final = _final_mode(tree, directory, name, stat.S_IFLNK, caller)
     if final is not None:
         os.symlink(target, name, dir_fd=directory.fd())
-        return _new_file(tree, parent, name, _made(tree, directory, name, final[1]))
+        status = _made(tree, directory, name, final[1])
+        return _new_file(tree, parent, name, status), status
 
     def make(temporary: bytes) -> None:
         os.symlink(target, temporary, dir_fd=tree.work.fd)
@@ -221,19 +232,19 @@ def _create(
     make: Callable[[bytes], None],
     mode: int,
     caller: Caller,
-) -> FileNode:
+) -> _Made:
     with tree.work.temporary() as temporary:
         make(temporary)
         path = tree.work.path_of(temporary)
         status = os.lstat(path)
         _finish(tree, directory, path, mode, caller, status)
         _show(tree, directory, temporary, name)
-    return _new_file(tree, parent, name, status)
+    return _new_file(tree, parent, name, status), None
 
 
 def create_directory(
     tree: MergedTree, parent: DirNode, name: bytes, mode: int, caller: Caller
-) -> DirNode:
+) -> tuple[DirNode, os.stat_result | None]:
     """Make a directory; one that is made where one was deleted is opaque."""
     directory = prepare_name(tree, parent, name)
     shows_below = tree.shows_below(parent, name)
@@ -242,7 +253,7 @@ def create_directory(
         if ready is not None:
             os.mkdir(name, ready[0], dir_fd=directory.fd())
             status = _made(tree, directory, name, ready[1])
-            return _new_directory(tree, parent, name, directory, status)
+            return _new_directory(tree, parent, name, directory, status), status
     with tree.work.temporary() as temporary:
         first = _first_mode(tree, mode, 0o700, caller)
         os.mkdir(temporary, first, dir_fd=tree.work.fd)
@@ -260,7 +271,7 @@ def create_directory(
     if whiteout:
         tree.work.discard(temporary)
     set_final_mode(tree, directory, name, final)
-    return _new_directory(tree, parent, name, directory, status)
+    return _new_directory(tree, parent, name, directory, status), None
 
 
 def _finish(
@@ -285,7 +296,7 @@ def _finish(
         mode |= stat.S_ISGID
     changes = _set_owner(tree, path, caller.uid, gid, own, follow=follow)
     if not stat.S_ISLNK(mode):
-        mode, inherits = _inherit_acl(directory, path, mode, caller.umask, follow=follow)
+        mode, inherits = acl.pass_on(directory.fd(), path, mode, caller.umask, follow=follow)
         wanted = movable_mode(tree, mode)
         if changes or inherits or wanted != stat.S_IMODE(own.st_mode):
             os.chmod(path, wanted)
@@ -304,24 +315,6 @@ def _set_owner(
         return False
     os.chown(path, uid, gid, follow_symlinks=follow)
     return True
-
-
-def _inherit_acl(
-    directory: Directory, path: bytes, mode: int, umask: int, *, follow: bool
-) -> tuple[int, bool]:
-    """Apply the directory's default ACL, or else the umask.
-
-    Return the mode, and whether there is an ACL.
-    """
-    default = xattrs.read(xattrs.fd_path(directory.fd()), xattrs.ACL_DEFAULT, follow=True)
-    if default is None:
-        return mode & ~umask, False
-    mode, access = acl.inherit(default, mode)
-    if access is not None:
-        xattrs.write(path, xattrs.ACL_ACCESS, access, follow=follow)
-    if stat.S_ISDIR(mode):
-        xattrs.write(path, xattrs.ACL_DEFAULT, default)
-    return mode, True
 
 
 def _show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:

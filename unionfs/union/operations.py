@@ -145,15 +145,15 @@ class UnionFS:
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(create.create_special(self._tree, directory, name, mode, rdev, caller))
+        return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, caller))
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(create.create_directory(self._tree, directory, name, mode, caller))
+        return self._entry(*create.create_directory(self._tree, directory, name, mode, caller))
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(create.create_symlink(self._tree, directory, name, target, caller))
+        return self._entry(*create.create_symlink(self._tree, directory, name, target, caller))
 
     async def link(self, node: int, parent: int, name: bytes) -> Entry:
         found = self._nodes.file(node)
@@ -178,20 +178,22 @@ class UnionFS:
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        node, fd = create.create_file(self._tree, directory, name, mode, caller)
-        return self._created(node, fd, flags, mode)
+        made = create.create_file(self._tree, directory, name, mode, caller)
+        return self._created(*made, flags, mode)
 
     async def tmpfile(
         self, parent: int, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        node, fd = create.create_nameless(self._tree, directory, mode, flags, caller)
-        return self._created(node, fd, flags, mode)
+        made = create.create_nameless(self._tree, directory, mode, flags, caller)
+        return self._created(*made, flags, mode)
 
-    def _created(self, node: FileNode, fd: int, flags: int, mode: int) -> tuple[Entry, Opened]:
+    def _created(
+        self, node: FileNode, fd: int, status: os.stat_result, flags: int, mode: int
+    ) -> tuple[Entry, Opened]:
         opened = self._files.adopt(node, fd, flags, mode)
         try:
-            return self._entry(node, os.fstat(fd)), opened
+            return self._entry(node, status), opened
         except BaseException:
             self._files.release(opened.handle)
             raise

@@ -28,7 +28,7 @@ def begin(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
     """Let the kernel have the file that was just opened, where that is safe and possible."""
     if tree.kernel is None or not _may_be_backing(tree, node):
         return
-    if node.upper and os.fstat(opened.fd).st_mode & _SET_IDS:
+    if node.upper and opened.may_strip and os.fstat(opened.fd).st_mode & _SET_IDS:
         return  # every write is ours to see
     try:
         opened.backing = tree.kernel.open_backing(opened.fd)

@@ -55,8 +55,13 @@ def refuse_protected(tree: MergedTree, node: Node) -> None:
         fail(errno.EPERM)
 
 
-def refuse_new_names(tree: MergedTree, parent: DirNode) -> None:
-    """Raise EPERM if no name may be added to *parent*."""
+def refuse_new_names(tree: MergedTree, parent: DirNode, *, at_once: bool = False) -> None:
+    """Raise EPERM if no name may be added to *parent*.
+
+    Where the name is made *at_once*, an upper directory's own file system refuses by itself.
+    """
+    if at_once and parent.in_upper and parent.known & NO_PROTATTR:
+        return
     if protection(tree, parent) & IMMUTABLE:
         fail(errno.EPERM)
 
