@@ -16,6 +16,7 @@ import logging
 import os
 import queue
 import re
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 _DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 #: What it says of a request that its process took back before it was read.
 _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
+#: Errnos that a reply may have are below this.
+_ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
 _WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
@@ -79,6 +82,8 @@ class DeviceSession:
         self._handlers: dict[int, Handler] = {}
         #: Held while any code of the union runs.
         self._lock = threading.Lock()
+        #: Set when no more requests are begun.
+        self._ending = False
         self._workers = Workers()
         #: The readers that wait for a request now: while there is one, another may wait longer.
         self._reading: set[Reader] = set()
@@ -117,8 +122,10 @@ class DeviceSession:
 
     def _end(self) -> None:
         """Let what was begun come to its end, begin nothing more, and sync the upper."""
+        with self._lock:
+            self._ending = True
         self._workers.finish()
-        # For good: readers may still be blocked in the device, but touch nothing any more.
+        # For good: what the workers could not finish stays as it is.
         self._lock.acquire()
         if self._options.debug:
             log.debug("requests: %s", _counted(self.counts))
@@ -133,7 +140,11 @@ class DeviceSession:
             return
         if unmount and self._is_ours_to_unmount:
             mounting.unmount_own(self._target)
-        os.close(self._fd)
+        # Replaced, not closed: a thread may be about to use the number, which another file
+        # would have by then.
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, self._fd, inheritable=False)
+        os.close(null)
         self._fd = -1
 
     # What the file system may ask of the kernel
@@ -166,7 +177,7 @@ class DeviceSession:
         buffer = bytearray(protocol.BUFFER_SIZE)
         size = self._read(buffer)
         _, opcode, unique, *_ = _unpack_header(buffer)
-        if size == 0 or opcode != Opcode.INIT:
+        if size < _HEADER_SIZE + protocol.INIT_IN.size or opcode != Opcode.INIT:
             raise MountError(f"{os.fsdecode(self._target)}: the kernel did not begin with INIT")
         body = memoryview(buffer)[_HEADER_SIZE:size]
         request = protocol.parse_init(body)
@@ -226,7 +237,7 @@ class DeviceSession:
                     # A worker goes on with the request and what was read of it.
                     buffer = bytearray(protocol.BUFFER_SIZE)
                     view = memoryview(buffer)
-                    client = -client
+                    client = ~client
                 reader.served(client)
         except Exception:
             log.exception("reading requests failed")
@@ -236,23 +247,30 @@ class DeviceSession:
     def _run(self, raw: memoryview, reader: Reader) -> int:
         """Run a request until it ends, or has to wait while nobody else reads.
 
-        Return the thread that made it, as a negative number if a worker goes on with it.
+        Return the thread that made it, inverted (and so negative, even for 0, which is a
+        thread of another pid namespace) if a worker goes on with it.
         """
         pid: int
-        _, opcode, unique, node, uid, gid, pid, _, _ = _unpack_header(raw)
+        try:
+            size, opcode, unique, node, uid, gid, pid, _, _ = _unpack_header(raw)
+        except struct.error:
+            log.warning("%d bytes are no request", len(raw))
+            return 0
         self.counts[opcode] += 1
         handler = self._handlers.get(opcode)
-        if handler is None:
-            self._refuse(opcode, unique)
+        if handler is None or size != len(raw):
+            self._refuse(opcode, unique, errno.ENOSYS if handler is None else errno.EINVAL)
             return pid
-        request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
         with self._lock:
+            if self._ending:
+                return pid  # it ends with the mount
+            request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
             step, reply, code = self._advance(opcode, request, None, None)
         while step is not None:
             if not step.brief and not self._reading:
                 reader.waits()
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
-                return -pid
+                return ~pid
             step, reply, code = self._resume(opcode, request, step)
         if opcode not in _WITHOUT_REPLY:
             self._reply(unique, code, reply)
@@ -290,18 +308,23 @@ class DeviceSession:
         except StopIteration as end:
             return None, end.value, 0
         except OSError as error:
-            return None, None, error.errno or errno.EIO
+            code = error.errno or 0
+            # Others are the kernel's own, which leak out of some file systems: it refuses them.
+            return None, None, code if 0 < code < _ERRNOS else errno.EIO
+        except (struct.error, OverflowError):
+            # A body that is too short, a number that no system call takes: not the kernel's.
+            return None, None, errno.EINVAL
         except Exception:
             log.exception("%s failed", _opcode_name(opcode))
             return None, None, errno.EIO
 
-    def _refuse(self, opcode: int, unique: int) -> None:
-        if opcode == Opcode.INTERRUPT:
-            return  # requests run to their end; whoever was interrupted gets the answer
+    def _refuse(self, opcode: int, unique: int, code: int) -> None:
+        if opcode in _WITHOUT_REPLY:
+            return  # INTERRUPT: requests run to their end; whoever was interrupted gets the answer
         if opcode not in _EXPECTED and opcode not in self._unknown:
             self._unknown.add(opcode)
-            log.warning("%s is answered ENOSYS", _opcode_name(opcode))
-        self._reply(unique, errno.ENOSYS, None)
+            log.warning("%s is answered %s", _opcode_name(opcode), errno.errorcode[code])
+        self._reply(unique, code, None)
 
     def _reply(self, unique: int, code: int, body: Reply) -> None:
         if body:

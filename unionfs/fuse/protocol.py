@@ -135,6 +135,8 @@ NOTIFY_INVAL_INODE: Final = 2
 DEV_IOC_BACKING_OPEN: Final = 0x4010E501
 DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 
+# Offsets and sizes of files are signed here: beyond what a file can have they are negative,
+# which the system calls refuse.
 IN_HEADER: Final = Struct("=IIQQIIIHH")
 OUT_HEADER: Final = Struct("=IiQ")
 INIT_IN: Final = Struct("=IIII")
@@ -147,9 +149,9 @@ MKDIR_IN: Final = Struct("=II")
 RENAME_IN: Final = Struct("=Q")
 RENAME2_IN: Final = Struct("=QII")
 LINK_IN: Final = Struct("=Q")
-SETATTR_IN: Final = Struct("=IIQQQqqqIIIIIIII")
-READ_IN: Final = Struct("=QQIIQII")
-WRITE_IN: Final = Struct("=QQIIQII")
+SETATTR_IN: Final = Struct("=IIQqQqqqIIIIIIII")
+READ_IN: Final = Struct("=QqIIQII")
+WRITE_IN: Final = Struct("=QqIIQII")
 WRITE_OUT: Final = Struct("=II")
 RELEASE_IN: Final = Struct("=QIIQ")
 FSYNC_IN: Final = Struct("=QII")
@@ -159,10 +161,10 @@ GETXATTR_OUT: Final = Struct("=II")
 FORGET_IN: Final = Struct("=Q")
 BATCH_FORGET_IN: Final = Struct("=II")
 FORGET_ONE: Final = Struct("=QQ")
-FALLOCATE_IN: Final = Struct("=QQQII")
-LSEEK_IN: Final = Struct("=QQII")
+FALLOCATE_IN: Final = Struct("=QqqII")
+LSEEK_IN: Final = Struct("=QqII")
 LSEEK_OUT: Final = Struct("=Q")
-COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
+COPY_FILE_RANGE_IN: Final = Struct("=QqQQqQQ")
 COPY_FILE_RANGE_OUT: Final = Struct("=Q")
 IOCTL_IN: Final = Struct("=QIIQII")
 IOCTL_OUT: Final = Struct("=iIII")
@@ -222,6 +224,7 @@ def forgotten(body: memoryview) -> Iterator[tuple[int, int]]:
     """Return the nodes, and the references to each, that a BATCH_FORGET gives back."""
     count, _ = BATCH_FORGET_IN.unpack_from(body)
     start = BATCH_FORGET_IN.size
+    count = min(count, (len(body) - start) // FORGET_ONE.size)
     return FORGET_ONE.iter_unpack(body[start : start + count * FORGET_ONE.size])
 
 

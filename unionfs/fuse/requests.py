@@ -119,7 +119,7 @@ class Requests:
 
     async def setxattr(self, node: int, body: memoryview, who: Who) -> Reply:
         size, flags = protocol.SETXATTR_IN.unpack_from(body)
-        name, value = _two_names(body[protocol.SETXATTR_IN.size :])
+        name, value = _name_and_rest(body[protocol.SETXATTR_IN.size :])
         if len(value) != size:
             raise OSError(errno.EINVAL, "a value of another size than announced")
         await self._fs.setxattr(node, name, value, flags, Caller(*who))
@@ -145,8 +145,8 @@ class Requests:
         return self._entry(await self._fs.mkdir(node, name, mode, caller))
 
     async def symlink(self, node: int, body: memoryview, who: Who) -> Reply:
-        name, target = _two_names(body)
-        return self._entry(await self._fs.symlink(node, name, target[:-1], Caller(*who)))
+        name, rest = _name_and_rest(body)
+        return self._entry(await self._fs.symlink(node, name, _target(rest), Caller(*who)))
 
     async def link(self, node: int, body: memoryview, who: Who) -> Reply:
         (linked,) = protocol.LINK_IN.unpack_from(body)
@@ -164,7 +164,7 @@ class Requests:
     async def rename(self, node: int, body: memoryview, who: Who) -> Reply:
         (new_parent,) = protocol.RENAME_IN.unpack_from(body)
         old, new = _two_names(body[protocol.RENAME_IN.size :])
-        await self._fs.rename(node, old, new_parent, new[:-1], 0)
+        await self._fs.rename(node, old, new_parent, new, 0)
         return b""
 
     async def rename2(self, node: int, body: memoryview, who: Who) -> Reply:
@@ -172,7 +172,7 @@ class Requests:
         if flags & ~_RENAME_FLAGS:
             raise OSError(errno.EINVAL, "rename flags")
         old, new = _two_names(body[protocol.RENAME2_IN.size :])
-        await self._fs.rename(node, old, new_parent, new[:-1], flags)
+        await self._fs.rename(node, old, new_parent, new, flags)
         return b""
 
     # Files
@@ -296,7 +296,7 @@ class Requests:
         sent = bytes(body[start : start + in_size])
         if command == FS_IOC_GETFLAGS:
             flags = await self._fs.get_flags(node)
-            answer = flags.to_bytes(max(out_size, 4), protocol.BYTE_ORDER)
+            answer = flags.to_bytes(8 if out_size >= 8 else 4, protocol.BYTE_ORDER)
         elif command == FS_IOC_SETFLAGS:
             flags = int.from_bytes(sent[:4], protocol.BYTE_ORDER)
             await self._fs.set_flags(node, flags)
@@ -324,18 +324,36 @@ _DIGEST_HEAD: Final = 4
 
 def _name(body: memoryview) -> bytes:
     """Return the one name in *body*, which ends with a NUL."""
-    name = bytes(body).rstrip(b"\0")
-    if not name or b"\0" in name:
+    return _checked(bytes(body).rstrip(b"\0"))
+
+
+def _checked(name: bytes) -> bytes:
+    """Return *name*; EINVAL if it is none. One with a slash could lead out of a layer."""
+    if not name or b"\0" in name or b"/" in name:
         raise OSError(errno.EINVAL, "a malformed name")
     return name
 
 
 def _two_names(body: memoryview) -> tuple[bytes, bytes]:
-    """Return what stands before and after the first NUL of *body*."""
-    first, separator, second = bytes(body).partition(b"\0")
-    if not first or not separator:
+    """Return the names in *body*, which end with a NUL each."""
+    first, second = _name_and_rest(body)
+    return first, _checked(second.rstrip(b"\0"))
+
+
+def _name_and_rest(body: memoryview) -> tuple[bytes, bytes]:
+    """Return the name in *body* and what stands after its NUL."""
+    name, separator, rest = bytes(body).partition(b"\0")
+    if not separator:
         raise OSError(errno.EINVAL, "a malformed name")
-    return first, second
+    return _checked(name), rest
+
+
+def _target(rest: bytes) -> bytes:
+    """Return what a symbolic link is to contain; EINVAL for what no link can."""
+    target = rest.removesuffix(b"\0")
+    if not target or b"\0" in target:
+        raise OSError(errno.EINVAL, "a malformed target")
+    return target
 
 
 def _sized(value: bytes, size: int) -> bytes:
