@@ -71,6 +71,8 @@ class _Turns:
 
     def await_turn(self) -> None: ...
 
+    def waits(self) -> None: ...
+
     def served(self, client: int) -> None:
         assert client >= 0
 

@@ -267,11 +267,15 @@ class DeviceSession:
             request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
             step, reply, code = self._advance(opcode, request, None, None)
         while step is not None:
-            if not step.brief and not self._reading:
+            if step.brief:
+                step, reply, code = self._resume(opcode, request, step)
+            elif self._reading:
+                with self._workers.another():
+                    step, reply, code = self._resume(opcode, request, step)
+            else:
                 reader.waits()
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
                 return ~pid
-            step, reply, code = self._resume(opcode, request, step)
         if opcode not in _WITHOUT_REPLY:
             self._reply(unique, code, reply)
         return pid

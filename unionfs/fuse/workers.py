@@ -6,7 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,18 @@ class Workers:
         with self._changed:
             self._busy += 1
         self._tasks.put(task)
+
+    @contextlib.contextmanager
+    def another(self) -> Iterator[None]:
+        """Count the caller among those that ``finish`` waits for."""
+        with self._changed:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
 
     def _hire(self) -> None:
         # At the limit on threads the task waits for one of those that are there.
