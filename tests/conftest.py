@@ -77,6 +77,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subjects = _subjects(metafunc.config)
     if not metafunc.config.getoption("--subject") and not hasattr(metafunc.module, "OPENLESS_TOO"):
         subjects.remove("openless")  # how files are opened does not matter everywhere
+    if metafunc.definition.get_closest_marker("any_session"):
+        subjects = subjects[:1]
     if metafunc.definition.get_closest_marker("opens"):
         subjects = [name for name in subjects if name != "openless"]
     if metafunc.definition.get_closest_marker("device_session"):

@@ -19,7 +19,12 @@ import pytest
 from tests import build, system, tree
 from tests.mounts import Layers
 
-pytestmark = [pytest.mark.needs_root, pytest.mark.kernel_overlay, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.kernel_overlay,
+    pytest.mark.slow,
+    pytest.mark.any_session,
+]
 
 Mount = Callable[..., Any]
 Operation = Callable[[Path], Any]

@@ -1,4 +1,4 @@
-"""Fixtures for unions that an ordinary user mounts."""
+"""Fixtures for unions that an ordinary user mounts, and for `UnionFS` called directly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from tests import system
 from tests.mounts import REPOSITORY, Layers, UnionMount
 from tests.ordinary import USER, as_user, become_user, own
+from tests.union.client import Client, opened
 from tests.watchdog import Watchdog
 
 
@@ -76,3 +77,13 @@ def rootless(
         return mounted
 
     return mount
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest, layers: Layers, ours_only: None) -> Iterator[Client]:
+    """A client of `UnionFS` itself over what the test file's `fill` makes of `layers`."""
+    request.module.fill(layers)
+    layers.remember_lowers()
+    with opened(layers) as one:
+        yield one
+    layers.check_lowers()

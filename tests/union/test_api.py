@@ -12,7 +12,7 @@ import trio
 
 from tests import build
 from tests.mounts import Layers
-from tests.union.client import CALLER, Client, opened
+from tests.union.client import CALLER, Client
 from unionfs.fuse.interface import ROOT_ID, Changes
 from unionfs.layer.copydata import copy_data
 from unionfs.union import copyup
@@ -29,14 +29,6 @@ def fill(layers: Layers) -> None:
     build.write(layers.lowers[0] / "d" / "small", "small")
     build.write(layers.lowers[0] / "e" / "over", "over")
     layers.remember_lowers()
-
-
-@pytest.fixture
-def client(layers: Layers) -> Iterator[Client]:
-    fill(layers)
-    with opened(layers) as one:
-        yield one
-    layers.check_lowers()
 
 
 class Gate:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,6 @@ def fill(layers: Layers) -> None:
         build.write(where / sort / "flagged" / "file", "content")
         names = (where / sort / "flagged", where / sort / "flagged" / "file")
         subprocess.run(["chattr", "+ASd", *names], check=True)
-
-
-@pytest.fixture
-def client(layers: Layers, ours_only: None) -> Iterator[Client]:
-    fill(layers)
-    layers.remember_lowers()
-    with opened(layers) as one:
-        yield one
-    layers.check_lowers()
 
 
 async def get(client: Client, path: str) -> int:

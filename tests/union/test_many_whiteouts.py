@@ -13,7 +13,7 @@ import trio
 
 from tests import build
 from tests.mounts import Layers
-from tests.union.client import Client, opened
+from tests.union.client import Client
 from unionfs.layer import workdir
 from unionfs.layer.tree import remove_tree
 from unionfs.union import emptiness, listing
@@ -31,15 +31,6 @@ def fill(layers: Layers) -> None:
     build.write(layers.lowers[0] / "merged" / "1", "hidden")
     build.write(layers.lowers[0] / "file", "content")
     build.write(layers.upper / "replacement" / "inside", "content")
-
-
-@pytest.fixture
-def client(layers: Layers) -> Iterator[Client]:
-    fill(layers)
-    layers.remember_lowers()
-    with opened(layers) as one:
-        yield one
-    layers.check_lowers()
 
 
 class Gate:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,6 @@ def fill(layers: Layers) -> None:
     os.setxattr(lower / "acl", ACL_DEFAULT, DEFAULT)
     assert layers.upper is not None
     (layers.upper / "mine").mkdir()
-
-
-@pytest.fixture
-def client(layers: Layers, ours_only: None) -> Iterator[Client]:
-    fill(layers)
-    layers.remember_lowers()
-    with opened(layers) as one:
-        yield one
-    layers.check_lowers()
 
 
 async def make(

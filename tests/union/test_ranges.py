@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests import build
 from tests.mounts import Layers
 from tests.oracle import Pair
 from tests.system import attempt, fallocate
-from tests.union.client import CALLER, Client, opened
+from tests.union.client import CALLER, Client
 from unionfs.fuse.interface import Changes
 from unionfs.layer import syscalls
 from unionfs.layer.xattrs import CAPABILITY
@@ -65,15 +65,6 @@ def fill(layers: Layers) -> None:
             file.truncate(3 << 20)
         program = build.write(where / f"{sort}-program", DATA, 0o6755)
         os.setxattr(program, CAPABILITY, CAP_NET_RAW)
-
-
-@pytest.fixture
-def client(layers: Layers, ours_only: None) -> Iterator[Client]:
-    fill(layers)
-    layers.remember_lowers()
-    with opened(layers) as one:
-        yield one
-    layers.check_lowers()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,6 @@ def fill(layers: Layers) -> None:
 
 def stripped(mode: int) -> int:
     return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
-
-
-@pytest.fixture
-def client(layers: Layers, ours_only: None) -> Iterator[Client]:
-    fill(layers)
-    layers.remember_lowers()
-    with opened(layers) as one:
-        yield one
-    layers.check_lowers()
 
 
 async def seen(client: Client, path: str) -> tuple[int, bool]:

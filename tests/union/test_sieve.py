@@ -26,7 +26,7 @@ from tests.union.client import CALLER, Client, opened
 from unionfs.fuse.interface import ROOT_ID, DirectoryEntry
 from unionfs.layer import names as layer_names
 from unionfs.layer.names import NameSet
-from unionfs.union import listing, merge, sieve, snapshot
+from unionfs.union import listing, merge, placeindex, sieve, snapshot
 from unionfs.union.merge import Found
 from unionfs.union.nodes import DirNode
 from unionfs.union.tree import MergedTree
@@ -39,7 +39,7 @@ NAMES = "abcde"
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories are read at the first question that is asked in vain."""
-    monkeypatch.setattr(sieve, "_PATIENCE", -1000)
+    monkeypatch.setattr(placeindex, "_PATIENCE", -1000)
     monkeypatch.setattr(layer_names, "_FEW", 2)
 
 

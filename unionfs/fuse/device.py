@@ -15,13 +15,11 @@ import fcntl
 import logging
 import os
 import queue
-import re
 import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from unionfs.errors import MountError
@@ -192,7 +190,7 @@ class DeviceSession:
             0,
             protocol.init_reply(request, flags, stack_depth=int(self._passthrough)),
         )
-        _raise_readahead(mounting.minor_of(self._target))
+        mounting.raise_readahead(self._target, protocol.MAX_DATA)
 
     def _choose(self, offered: Init) -> Init:
         """Choose what to take of what the kernel offers, and so how files are opened.
@@ -200,7 +198,7 @@ class DeviceSession:
         Passthrough needs an OPEN for every file; without it there is none at all.
         """
         timeouts = _timeouts(self._options)
-        if self._options.passthrough != "off" and _may_pass_through():
+        if self._options.passthrough != "off" and mounting.may_pass_through():
             self._passthrough = bool(offered & Init.PASSTHROUGH)
         if self._passthrough:
             self._handlers = Requests(self._fs, timeouts).handlers()
@@ -362,21 +360,6 @@ _EXPECTED: Final = frozenset(
 )
 
 
-def _may_pass_through() -> bool:
-    """Say whether we have CAP_SYS_ADMIN over the machine, as registering files asks for."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        mapped = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
-    except OSError:
-        return False
-    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    is_capable = effective is not None and bool(int(effective[1], 16) & _CAP_SYS_ADMIN)
-    return is_capable and mapped == ["0", "0", str(2**32 - 1)]
-
-
-_CAP_SYS_ADMIN: Final = 1 << 21
-
-
 def _timeouts(options: MountOptions) -> Timeouts:
     def valid(seconds: float | None) -> Valid:
         return Valid.of(options.timeout if seconds is None else seconds)
@@ -395,12 +378,3 @@ def _opcode_name(opcode: int) -> str:
 
 def _counted(counts: Counter[int]) -> str:
     return " ".join(f"{_opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))
-
-
-def _raise_readahead(minor: int | None) -> None:
-    """Let the kernel read files ahead in requests of the greatest size."""
-    if minor is None:
-        return
-    with contextlib.suppress(OSError):  # without privilege it stays at the kernel's 128 KiB
-        path = Path(f"/sys/class/bdi/0:{minor}/read_ahead_kb")
-        path.write_text(f"{protocol.MAX_DATA // 1024}\n", encoding="ascii")

@@ -253,10 +253,6 @@ _MAX_BACKGROUND: Final = 64
 
 def pack_entry(entry: Entry, entry_valid: Valid, attr_valid: Valid) -> bytes:
     """Return ``fuse_entry_out`` for *entry*."""
-    attr = entry.attr
-    atime, atime_ns = divmod(attr.atime_ns, _BILLION)
-    mtime, mtime_ns = divmod(attr.mtime_ns, _BILLION)
-    ctime, ctime_ns = divmod(attr.ctime_ns, _BILLION)
     return ENTRY_OUT.pack(
         entry.node,
         0,
@@ -264,21 +260,29 @@ def pack_entry(entry: Entry, entry_valid: Valid, attr_valid: Valid) -> bytes:
         attr_valid[0],
         entry_valid[1],
         attr_valid[1],
-        attr.ino,
-        attr.size,
-        attr.blocks,
-        atime,
-        mtime,
-        ctime,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
-        attr.mode,
-        attr.nlink,
-        attr.uid,
-        attr.gid,
-        pack_rdev(attr.rdev),
-        attr.blksize,
+        *_attr_fields(entry.attr),
+    )
+
+
+def _attr_fields(attr: Attr) -> tuple[int, ...]:
+    """Return what ``fuse_attr`` has, in its order."""
+    ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attr
+    return (
+        ino,
+        size,
+        blocks,
+        atime // _BILLION,
+        mtime // _BILLION,
+        ctime // _BILLION,
+        atime % _BILLION,
+        mtime % _BILLION,
+        ctime % _BILLION,
+        mode,
+        nlink,
+        uid,
+        gid,
+        pack_rdev(rdev),
+        blksize,
         0,
     )
 
@@ -293,30 +297,7 @@ _NO_ATTR: Final = (0,) * 16
 
 def pack_attr(attr: Attr, valid: Valid) -> bytes:
     """Return ``fuse_attr_out`` for *attr*."""
-    atime, atime_ns = divmod(attr.atime_ns, _BILLION)
-    mtime, mtime_ns = divmod(attr.mtime_ns, _BILLION)
-    ctime, ctime_ns = divmod(attr.ctime_ns, _BILLION)
-    return ATTR_OUT.pack(
-        valid[0],
-        valid[1],
-        0,
-        attr.ino,
-        attr.size,
-        attr.blocks,
-        atime,
-        mtime,
-        ctime,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
-        attr.mode,
-        attr.nlink,
-        attr.uid,
-        attr.gid,
-        pack_rdev(attr.rdev),
-        attr.blksize,
-        0,
-    )
+    return ATTR_OUT.pack(valid[0], valid[1], 0, *_attr_fields(attr))
 
 
 def pack_statx(attr: Attr, birth_ns: int | None, valid: Valid) -> bytes:

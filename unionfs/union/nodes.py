@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unionfs.layer.tree import Directory
-    from unionfs.union.sieve import Sieve
+    from unionfs.union.placeindex import Sieve
     from unionfs.union.snapshot import Snapshot
 
 #: The object's data is its own, not elsewhere by an ``overlay.metacopy`` mark.

@@ -16,8 +16,6 @@ What others change below us shows when the sieve is too old, a part of ``timeout
 from __future__ import annotations
 
 import os
-from array import array
-from bisect import bisect_left
 from collections import OrderedDict
 from itertools import islice
 from time import monotonic
@@ -27,6 +25,7 @@ from unionfs.layer import xattrs
 from unionfs.layer.names import NameSet
 from unionfs.layer.tree import ABSENT
 from unionfs.union import whiteouts
+from unionfs.union.placeindex import PlaceIndex, Sieve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,60 +36,12 @@ if TYPE_CHECKING:
 
 #: A sieve is good for this part of ``timeout``: the kernel keeps what it answered as long again.
 _PART: Final = 10
-#: Questions asked in vain before a directory is read, and how many for each of its places.
-_PATIENCE: Final = 16
-_PATIENCE_EACH: Final = 1
 _NEVER: Final = float("inf")
 #: Names that can be read in the time of one question, and how many are always worth it.
 _NAMES_PER_QUESTION: Final = 6
 _FEW_NAMES: Final = 256
 #: Names in all sieves together, at 10 bytes each: the oldest sieves go first.
 _MOST_NAMES: Final = 1_000_000
-
-
-class PlaceIndex:
-    """Which of the lower directories *places* may have a name, or a whiteout of it."""
-
-    __slots__ = ("_groups", "_hashes", "_which", "places", "until")
-
-    def __init__(self, places: tuple[Directory, ...], masks: dict[int, int], until: float) -> None:
-        self.places = places
-        self.until = until
-        groups: dict[int, int] = {}
-        ordered = sorted(masks)
-        self._hashes = array("q", ordered)
-        #: For each hash the number of its group; groups are few, as layers share few names.
-        self._which = array("I", [groups.setdefault(masks[one], len(groups)) for one in ordered])
-        if len(groups) <= 1 << 8:
-            self._which = array("B", self._which)
-        self._groups = [_chosen(places, mask) for mask in groups]
-
-    def having(self, name: bytes) -> tuple[Directory, ...]:
-        """Return the places that may have *name*, topmost first."""
-        number = hash(name)
-        hashes = self._hashes
-        where = bisect_left(hashes, number)
-        if where < len(hashes) and hashes[where] == number:
-            return self._groups[self._which[where]]
-        return ()
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-
-def _chosen(places: tuple[Directory, ...], mask: int) -> tuple[Directory, ...]:
-    return tuple(place for number, place in enumerate(places) if mask >> number & 1)
-
-
-class Sieve:
-    """What is known of one directory's places, and what not knowing more has cost."""
-
-    __slots__ = ("index", "patience", "wasted")
-
-    def __init__(self, places: int) -> None:
-        self.index: PlaceIndex | None = None
-        self.wasted = 0
-        self.patience: float = _PATIENCE + _PATIENCE_EACH * places
 
 
 class _UnknowableError(Exception):
