@@ -11,6 +11,7 @@ import os
 import resource
 from collections import OrderedDict
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from unionfs.fuse import protocol
@@ -61,6 +62,15 @@ class ImplicitFiles:
         self._files.move_to_end(node)
         return file
 
+    async def adopt(self, node: int, handle: int) -> None:
+        """Take over the handle of a file that was just made."""
+        before = self._files.pop(node, None)
+        if before is not None:
+            await self._fs.release(before.handle)
+        file = self._files[node] = ImplicitFile(handle)
+        file.users += 1
+        await self.leave(file)
+
     async def leave(self, file: ImplicitFile) -> None:
         """Give a file back; the one that nobody has used for longest may be closed."""
         file.users -= 1
@@ -81,8 +91,8 @@ class ImplicitFiles:
 class OpenlessRequests(Requests):
     """The handlers of a mount whose files are not opened.
 
-    Where a request says handle 0, that of the implicit file is filled in. Files that the
-    kernel has made have handles all the same: CREATE is not done without.
+    Where a request says handle 0, that of the implicit file is filled in. So it says of
+    files that the kernel has made, too: who is not asked to open is told of no release.
     """
 
     def __init__(self, filesystem: FileSystem, timeouts: Timeouts) -> None:
@@ -123,6 +133,24 @@ class OpenlessRequests(Requests):
 
         return await self._with_file(with_source, target, body, who, _TARGET_HANDLE)
 
+    async def create(self, node: int, body: memoryview, who: Who) -> Reply:
+        return await self._made(await super().create(node, body, who))
+
+    async def tmpfile(self, node: int, body: memoryview, who: Who) -> Reply:
+        return await self._made(await super().tmpfile(node, body, who))
+
+    async def _made(self, reply: Reply) -> Reply:
+        """Keep the handle in the reply of a CREATE, and let the kernel have 0."""
+        assert reply
+        (node,) = _NODE.unpack_from(reply)
+        head, opened = reply[: -protocol.OPEN_OUT.size], reply[-protocol.OPEN_OUT.size :]
+        handle, flags, _ = protocol.OPEN_OUT.unpack(opened)
+        await self._files.adopt(node, handle)
+        return bytes(head) + protocol.OPEN_OUT.pack(0, flags, 0)
+
+    async def release(self, node: int, body: memoryview, who: Who) -> Reply:
+        return b""  # of a file that was made before the first OPEN was refused
+
     async def forget(self, node: int, body: memoryview, who: Who) -> Reply:
         await super().forget(node, body, who)
         await self._files.forget(node)
@@ -136,6 +164,7 @@ class OpenlessRequests(Requests):
 
 
 _HANDLE: Final = 8
+_NODE: Final = Struct("=Q")
 # Where COPY_FILE_RANGE names the file to write.
 _TARGET_NODE: Final = 16
 _TARGET_HANDLE: Final = 24

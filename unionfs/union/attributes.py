@@ -33,10 +33,17 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None
         fail(errno.EPERM)
     if changes.size is not None and isinstance(node, FileNode):
         refuse_metacopy(tree, node)
-        passthrough.refuse_writing(node)
+        await passthrough.refuse_writing(node)
     if not await copy_up(tree, node, changes=changes):
+        _settle(tree, node)
         _change(tree, node, changes)
-    _may_have_set_ids(node)
+    _may_have_set_ids(node, with_times=(changes.size, changes.mtime_ns) != (None, None))
+
+
+def _settle(tree: MergedTree, node: Node) -> None:
+    """Let what the kernel has written count before a change, which could hide it."""
+    if isinstance(node, FileNode):
+        passthrough.settle(tree, node)
 
 
 def _change(tree: MergedTree, node: Node, changes: Changes) -> None:
@@ -78,11 +85,11 @@ def set_size(tree: MergedTree, node: Node, size: int) -> None:
         os.truncate(path, size)
 
 
-def _may_have_set_ids(node: Node) -> None:
+def _may_have_set_ids(node: Node, *, with_times: bool = False) -> None:
     """Let the next write look for setuid, setgid and capabilities again."""
     if isinstance(node, FileNode) and node.opened is not None:
         node.opened.may_strip = True
-        passthrough.set_ids_changed(node)
+        passthrough.set_ids_changed(node, with_times=with_times)
 
 
 def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = False) -> bool:
@@ -150,6 +157,7 @@ async def set_xattr(
     with tree.object(node) as path:
         _check_flags(path, stored, flags)
     await copy_up(tree, node)
+    _settle(tree, node)
     with tree.object(node) as path:
         xattrs.write(path, stored, value, flags, follow=True)
         if name == ACL_ACCESS:

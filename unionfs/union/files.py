@@ -61,14 +61,19 @@ class OpenFiles:
         Raises EROFS, EPERM for protected files, and what the layer says.
         """
         writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if passthrough.settle(self._tree, node):
+            # Who is about to run it would run it with its old mode: the kernel looks again.
+            fail(errno.ESTALE)
         if writes or flags & os.O_TRUNC:
             self._tree.refuse_read_only()
             _refuse_protected(self._tree, node, flags)
-            passthrough.refuse_writing(node)
+            await passthrough.refuse_writing(node)
         if node.opened is None:
             refuse_metacopy(self._tree, node)
         if flags & os.O_TRUNC:
             await self._truncate(node, keeps_set_ids=keeps_set_ids)
+        elif writes and node.upper and node.loose:
+            await copy_up(self._tree, node)  # the first write may be one that we do not see
         if node.opened is None:
             node.opened = self._open_node(node, flags)
             if node.upper or not writes:
@@ -197,7 +202,7 @@ class OpenFiles:
         opened = _opened(node)
         opened.users -= 1
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            passthrough.settle(self._tree, node, opened)
+            passthrough.settle(self._tree, node)
         if opened.users == 0:
             passthrough.end(self._tree, opened)
             os.close(opened.fd)

@@ -16,18 +16,25 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from typing import Final
 
 from unionfs.union import copymeta
 from unionfs.union.nodes import FileNode, OpenFile
 from unionfs.union.tree import MergedTree, fail
+from unionfs.waiting import blocking
 
-_SET_IDS = stat.S_ISUID | stat.S_ISGID
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+#: Seconds after a look whether a file is being read.
+_PAUSES: Final = (0.001, 0.005, 0.02)
 
 
 def begin(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
     """Let the kernel have the file that was just opened, where that is safe and possible."""
     if tree.kernel is None or not _may_be_backing(tree, node):
         return
+    if not node.upper and node.copying is not None:
+        return  # soon it is not what there is to be read
     if node.upper and opened.may_strip and os.fstat(opened.fd).st_mode & _SET_IDS:
         return  # every write is ours to see
     try:
@@ -45,34 +52,52 @@ def _may_be_backing(tree: MergedTree, node: FileNode) -> bool:
     return tree.stack.work is None or tree.options.passthrough == "on"
 
 
-def refuse_writing(node: FileNode) -> None:
-    """Raise ETXTBSY while the kernel reads *node*'s lower file itself."""
+async def refuse_writing(node: FileNode) -> None:
+    """Raise ETXTBSY while the kernel reads *node*'s lower file itself.
+
+    Waits a moment for who has just closed it: close(2) returns before we hear of it.
+    """
+    for pause in _PAUSES:
+        if node.opened is None or not node.opened.backs_lower:
+            return
+        await blocking(time.sleep, pause)
     if node.opened is not None and node.opened.backs_lower:
         fail(errno.ETXTBSY)
 
 
-def set_ids_changed(node: FileNode) -> None:
-    """Remember when a file that the kernel may be writing became setuid or setgid."""
+def set_ids_changed(node: FileNode, *, with_times: bool) -> None:
+    """Remember since when a file that the kernel may be writing is setuid or setgid.
+
+    It has been settled before; so what was written meanwhile counts as written after the
+    change, unless that moved the times, too (*with_times*).
+    """
     opened = node.opened
     if opened is None or not opened.backing or opened.backs_lower:
         return
     status = os.fstat(opened.fd)
-    opened.set_ids_since = status.st_mtime_ns if status.st_mode & _SET_IDS else None
+    since = status.st_mtime_ns if with_times else opened.known_mtime
+    opened.set_ids_since = since if status.st_mode & _SET_IDS else None
 
 
-def settle(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
-    """Do what the kernel has left undone after writing, before the file is used otherwise."""
-    if not opened.backing or opened.backs_lower:
-        return
+def settle(tree: MergedTree, node: FileNode) -> bool:
+    """Do what the kernel has left undone after writing, before the file is used otherwise.
+
+    Return whether setuid or setgid had to go, which the kernel then does not know yet.
+    """
+    opened = node.opened
+    if opened is None or not opened.backing or opened.backs_lower:
+        return False
     status = os.fstat(opened.fd)
+    stripped = False
     if opened.set_ids_since is not None and status.st_mtime_ns != opened.set_ids_since:
         opened.set_ids_since = None
         with tree.object(node) as path:
-            copymeta.strip_set_ids(path, status.st_mode)
+            stripped = copymeta.strip_set_ids(path, status.st_mode)
     if status.st_mtime_ns != opened.known_mtime:
         opened.known_mtime = status.st_mtime_ns
         if tree.kernel is not None:
             tree.kernel.attributes_changed(node.ino)
+    return stripped
 
 
 def end(tree: MergedTree, opened: OpenFile) -> None:
