@@ -26,7 +26,7 @@ from tests.union.client import CALLER, Client, opened
 from unionfs.fuse.interface import ROOT_ID, DirectoryEntry
 from unionfs.layer import names as layer_names
 from unionfs.layer.names import NameSet
-from unionfs.union import listing, merge, placeindex, sieve, snapshot
+from unionfs.union import listing, lookup, merge, placeindex, sieve, snapshot
 from unionfs.union.merge import Found
 from unionfs.union.nodes import DirNode
 from unionfs.union.tree import MergedTree
@@ -75,7 +75,7 @@ def assert_true(tree: MergedTree, node: DirNode) -> None:
     """Everything that is remembered of *node* and below finds what the plain walk finds."""
     for name in (os.fsencode(name) for name in (*NAMES, "x", "absent")):
         upper = node.upper
-        quick = outcome(functools.partial(tree._find, node, name))
+        quick = outcome(functools.partial(lookup._find, tree, node, name))
         known = None if upper is None else upper.names
         if upper is not None:
             upper.names = None
@@ -85,7 +85,7 @@ def assert_true(tree: MergedTree, node: DirNode) -> None:
             upper.names = known
     for letter in NAMES:
         try:
-            child = tree.child(node, os.fsencode(letter))
+            child = lookup.child(tree, node, os.fsencode(letter))
         except OSError:
             continue
         if isinstance(child, DirNode):

@@ -20,6 +20,7 @@ from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode
 from unionfs.union.copyup import copy_up
 from unionfs.union.indexed import record_count
+from unionfs.union.lookup import child
 from unionfs.union.nodes import NO_METACOPY, NO_PROTATTR, DirNode, FileNode, Node
 from unionfs.union.protect import refuse_new_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
@@ -41,7 +42,7 @@ def prepare_name(tree: MergedTree, parent: DirNode, name: bytes) -> Directory:
     tree.refuse_read_only()
     if whiteouts.is_reserved(name):
         fail(errno.EPERM, name)
-    if tree.child(parent, name) is not None:
+    if child(tree, parent, name) is not None:
         fail(errno.EEXIST, name)
     refuse_new_names(tree, parent, at_once=True)
     copy_up_directory(tree, parent)

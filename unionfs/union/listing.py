@@ -19,6 +19,7 @@ from unionfs.layer import xattrs
 from unionfs.union import merge
 from unionfs.union.adopt import adopt
 from unionfs.union.emptiness import AT_ONCE, version_of
+from unionfs.union.lookup import look
 from unionfs.union.snapshot import DOTS, Snapshot
 from unionfs.waiting import blocking
 
@@ -143,7 +144,7 @@ class Listings:
     def _look(
         self, node: DirNode, snapshot: Snapshot, index: int
     ) -> tuple[Node | None, os.stat_result | None]:
-        """Return a name's node and attributes as ``MergedTree.look``, where it was seen first."""
+        """Return a name's node and attributes as ``look`` does, from where it was seen first."""
         name = snapshot.names[index]
         tree = self._tree
         if node.removed:
@@ -157,7 +158,7 @@ class Listings:
             found = merge.find(tree.stack.lowers, (place,), name)
             if found is not None and not found.is_directory:
                 return adopt(tree, node, name, found)
-        return tree.look(node, name)
+        return look(tree, node, name)
 
     # Without
 
@@ -190,7 +191,7 @@ class Listings:
                 if shown is not None:
                     return shown, kind
         try:
-            child, _ = self._tree.look(node, snapshot.names[index])
+            child, _ = look(self._tree, node, snapshot.names[index])
         except FileNotFoundError:
             return None
         except OSError:

@@ -29,6 +29,7 @@ from unionfs.union.files import OpenFiles
 from unionfs.union.flags import get_flags, get_xflags, measure_verity, set_flags
 from unionfs.union.indexed import remove_orphans
 from unionfs.union.listing import Listings
+from unionfs.union.lookup import look
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.rename import rename
 from unionfs.union.tree import MergedTree, fail
@@ -56,7 +57,7 @@ class UnionFS:
         if name in (b".", b".."):
             above = directory.parent if name == b".." else directory
             return self._entry(above or directory)
-        node, status = self._tree.look(directory, name)
+        node, status = look(self._tree, directory, name)
         if node is None:
             fail(errno.ENOENT, name)
         return self._entry(node, status)

@@ -14,6 +14,7 @@ from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copyup import copy_up, settled
 from unionfs.union.emptiness import is_empty
 from unionfs.union.indexed import counts_names, record_count
+from unionfs.union.lookup import child
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
@@ -66,7 +67,7 @@ async def rmdir(tree: MergedTree, parent: DirNode, name: bytes) -> None:
 
 def _present(tree: MergedTree, parent: DirNode, name: bytes) -> Node:
     tree.refuse_read_only()
-    node = tree.child(parent, name)
+    node = child(tree, parent, name)
     if node is None:
         fail(errno.ENOENT, name)
     return node

@@ -28,6 +28,7 @@ from unionfs.union.copymeta import copy_xattrs, mark_impure
 from unionfs.union.copyup import copy_up, settled
 from unionfs.union.emptiness import is_empty
 from unionfs.union.indexed import counts_names, record_count
+from unionfs.union.lookup import child
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
 from unionfs.union.remove import lose_directory, lose_name
@@ -63,8 +64,8 @@ async def rename(
         fail(errno.EINVAL)
     if whiteouts.is_reserved(new_name):
         fail(errno.EPERM, new_name)
-    old = _Place(parent, name, tree.child(parent, name))
-    new = _Place(new_parent, new_name, tree.child(new_parent, new_name))
+    old = _Place(parent, name, child(tree, parent, name))
+    new = _Place(new_parent, new_name, child(tree, new_parent, new_name))
     if old.node is None or (flags & RENAME_EXCHANGE and new.node is None):
         fail(errno.ENOENT, name)
     if new.node is not None and flags & RENAME_NOREPLACE:

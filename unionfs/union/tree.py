@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -19,7 +18,6 @@ from unionfs.layer import handles, xattrs
 from unionfs.layer.tree import ABSENT
 from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
 from unionfs.union import merge, whiteouts
-from unionfs.union.adopt import adopt
 from unionfs.union.links import read_extra_links
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.sieve import Sieves
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from unionfs.union.merge import Found
 
 log = logging.getLogger(__name__)
-
-_NAME_MAX = 255
 
 
 def fail(code: int, name: bytes | None = None) -> NoReturn:
@@ -128,52 +124,7 @@ class MergedTree:
         if self.kernel is not None:
             self.kernel.attributes_changed(node.ino)
 
-    # Names to nodes
-
-    def child(self, parent: DirNode, name: bytes) -> Node | None:
-        """Return the node that shows as *name* in *parent*, ``None`` when nothing does.
-
-        Raises ENAMETOOLONG, and whatever error a layer has.
-        """
-        return self.look(parent, name)[0]
-
-    def look(self, parent: DirNode, name: bytes) -> tuple[Node | None, os.stat_result | None]:
-        """Return ``child``, and its attributes as its layer has them if they had to be read."""
-        node = parent.children.get(name)
-        if node is not None:
-            try:
-                status = self.status(node)
-                if stat.S_IFMT(status.st_mode) == node.kind:
-                    return node, status
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-            # A layer was changed below us: look again, under a new number.
-            del parent.children[name]
-            self._disown(node, parent, name)
-        if len(name) > _NAME_MAX:
-            fail(errno.ENAMETOOLONG, name)
-        if whiteouts.is_reserved(name):
-            return None, None
-        found = self._find(parent, name)
-        return (None, None) if found is None else adopt(self, parent, name, found)
-
-    def _find(self, parent: DirNode, name: bytes) -> Found | None:
-        sieves = self.sieves
-        if not sieves.lifetime:
-            return merge.find(self.stack.lowers, parent.places(), name)
-        candidates = sieves.candidates(parent, name)
-        if not candidates:
-            return None
-        places = parent.places()
-        found = merge.find(self.stack.lowers, places, name, candidates=candidates)
-        if len(candidates) == len(places):
-            sieves.asked(parent, candidates, found)
-        return found
-
-    def _disown(self, node: Node, parent: DirNode, name: bytes) -> None:
-        if isinstance(node, FileNode):
-            node.remove_name(parent, name)
-        self.nodes.gone(node)
+    # What lies below
 
     def shows_below(self, parent: DirNode, name: bytes) -> bool:
         """Say whether a lower layer would show *name* if the upper one had nothing there."""
