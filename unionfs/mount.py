@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unionfs import daemon
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from unionfs.daemon import Ready
     from unionfs.options import MountOptions
 
-_FUSE_CONF = Path("/etc/fuse.conf")
+_FUSE_CONF = "/etc/fuse.conf"
 
 
 def mount(options: MountOptions, target: bytes, *, foreground: bool) -> None:
@@ -61,8 +60,11 @@ def _checked(options: MountOptions) -> MountOptions:
         names = ", ".join(SESSION_NAMES)
         raise UsageError(f"session={options.session}: not available, choose one of {names}")
     conf = ""
-    with contextlib.suppress(OSError):
-        conf = _FUSE_CONF.read_text(encoding="utf-8", errors="replace")
+    with (
+        contextlib.suppress(OSError),
+        open(_FUSE_CONF, encoding="utf-8", errors="replace") as file,
+    ):
+        conf = file.read()
     return with_defaults(
         options,
         privileged=os.geteuid() == 0,

@@ -13,7 +13,6 @@ import json
 import os
 import select
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
     from unionfs.fuse.mounting import MountEntry
 
-_SYSTEM = Path("/run/unionfs")
-_RUNTIME = Path("/run/user")
-_TEMPORARY = Path("/tmp")  # noqa: S108 - owners are checked, of directories and of files
+_SYSTEM = "/run/unionfs"
+_RUNTIME = "/run/user"
+_TEMPORARY = "/tmp"  # noqa: S108 - owners are checked, of directories and of files
 
 #: PROC_USER_INIT_INO of the kernel's include/linux/proc_ns.h.
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
@@ -72,12 +71,12 @@ def write(record: Record, live_devices: Iterable[str]) -> None:
     """
     directory = _own_directory(record.target)
     keep = set(live_devices)
-    for path in directory.glob("*.json"):
+    for path in _records(directory):
         old = _read(path)
         if old is None or old[0].device in keep or old[0].mount_namespace != _namespace("mnt"):
             continue
         if is_running(old[0]) is False:
-            path.unlink(missing_ok=True)
+            _unlink(path)
     try:
         _put(directory, record)
     except FileNotFoundError:
@@ -85,24 +84,24 @@ def write(record: Record, live_devices: Iterable[str]) -> None:
         _put(_own_directory(record.target), record)
 
 
-def _put(directory: Path, record: Record) -> None:
-    temporary = directory / f".{record.pid_namespace}-{record.pid}-{_name(record.device)}"
+def _put(directory: str, record: Record) -> None:
+    temporary = f"{directory}/.{record.pid_namespace}-{record.pid}-{_name(record.device)}"
     # Of a process with the same number, that was killed just here.
-    temporary.unlink(missing_ok=True)
+    _unlink(temporary)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
             os.fchmod(file.fileno(), 0o644)
             json.dump(record._asdict(), file)
-        os.rename(temporary, directory / _name(record.device))
+        os.rename(temporary, f"{directory}/{_name(record.device)}")
     except OSError:
-        temporary.unlink(missing_ok=True)
+        _unlink(temporary)
         raise
 
 
 def find(entry: MountEntry) -> Record | None:
     """Return the record of the mount *entry*, None if there is none to be trusted."""
-    candidates = [_read(directory / _name(entry.device)) for directory in _directories()]
+    candidates = [_read(f"{directory}/{_name(entry.device)}") for directory in _directories()]
     # Anyone may write records, but only about mounts that are their own.
     records = [found[0] for found in candidates if found is not None and found[1] == entry.owner]
     # The device number may have been that of a mount whose daemon was killed.
@@ -117,7 +116,7 @@ def others(devices: Iterable[str]) -> list[Record]:
     known = set(devices)
     records = {}
     for directory in _directories():
-        for path in sorted(directory.glob("*.json")):
+        for path in _records(directory):
             found = _read(path)
             if found is None or found[0].device in known or not is_running(found[0]):
                 continue
@@ -133,13 +132,13 @@ def remove(record: Record) -> None:
     Its mount is gone, so another one may have its device number by now, and its file.
     """
     for directory in _directories():
-        path = directory / _name(record.device)
+        path = f"{directory}/{_name(record.device)}"
         found = _read(path)
         if found is not None and found[0] == record:
             with contextlib.suppress(OSError):
-                path.unlink()
-                if directory.parent == _TEMPORARY:
-                    directory.rmdir()
+                os.unlink(path)
+                if os.path.dirname(directory) == _TEMPORARY:
+                    os.rmdir(directory)
 
 
 def is_running(record: Record) -> bool | None:
@@ -170,7 +169,8 @@ def _name(device: str) -> str:
 def _start_time(pid: int) -> int | None:
     """Return when process *pid* was started, in clock ticks since boot; None if it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
     except OSError:
         return None
     # The name before the last ")" may hold anything; state is the first field after it.
@@ -182,46 +182,65 @@ def _namespace(kind: str) -> int:
     return os.stat(f"/proc/self/ns/{kind}").st_ino
 
 
-def _user_directories() -> Iterator[Path]:
+def _user_directories() -> Iterator[str]:
     user = os.geteuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isabs(runtime):
-        yield Path(runtime) / "unionfs"
-    yield _RUNTIME / str(user) / "unionfs"
+        yield f"{runtime}/unionfs"
+    yield f"{_RUNTIME}/{user}/unionfs"
     # In a user namespace the same number is another user.
     namespace = _namespace("user")
     name = (
         f"unionfs-{user}" if namespace == _FIRST_USER_NAMESPACE else f"unionfs-{user}-{namespace}"
     )
-    yield _TEMPORARY / name
+    yield f"{_TEMPORARY}/{name}"
 
 
-def _directories() -> list[Path]:
+def _directories() -> list[str]:
     """Return where records may be; root sees those of all users."""
     directories = [_SYSTEM, *_user_directories()]
     if os.geteuid() == 0:
-        directories += _RUNTIME.glob("*/unionfs")
-        directories += _TEMPORARY.glob("unionfs-*")
+        directories += [f"{_RUNTIME}/{name}/unionfs" for name in _names(_RUNTIME)]
+        names = [name for name in _names(_TEMPORARY) if name.startswith("unionfs-")]
+        directories += [f"{_TEMPORARY}/{name}" for name in names]
     return directories
 
 
-def _own_directory(outside: str) -> Path:
+def _names(directory: str) -> list[str]:
+    """Return the sorted names in *directory*, none where it cannot be read."""
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _records(directory: str) -> list[str]:
+    return [f"{directory}/{name}" for name in _names(directory) if name.endswith(".json")]
+
+
+def _unlink(path: str) -> None:
+    """Remove *path*, which may be gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _own_directory(outside: str) -> str:
     """Return the first directory that can be written, only by us, and not inside *outside*."""
     candidates = [_SYSTEM] if os.geteuid() == 0 else []
     for path in (*candidates, *_user_directories()):
-        if path.is_relative_to(outside) and outside != "/":
+        if f"{path}/".startswith(f"{outside}/") and outside != "/":
             continue
         with contextlib.suppress(OSError):
-            path.mkdir(mode=0o755)
+            os.mkdir(path, 0o755)
         with contextlib.suppress(OSError):
-            found = path.lstat()
+            found = os.lstat(path)
             ours = found.st_uid == os.geteuid() and not found.st_mode & 0o022
             if stat.S_ISDIR(found.st_mode) and ours and os.access(path, os.W_OK):
                 return path
-    raise FileNotFoundError(2, "no directory for records of mounts", str(_SYSTEM))
+    raise FileNotFoundError(2, "no directory for records of mounts", _SYSTEM)
 
 
-def _read(path: Path) -> tuple[Record, int] | None:
+def _read(path: str) -> tuple[Record, int] | None:
     """Return the record in file *path* and the file's owner; None if there is no good one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -19,9 +19,9 @@ DEVICE = "0:4321"
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Records of these tests are nobody else's."""
-    monkeypatch.setattr(registry, "_SYSTEM", tmp_path / "run")
-    monkeypatch.setattr(registry, "_RUNTIME", tmp_path / "user")
-    monkeypatch.setattr(registry, "_TEMPORARY", tmp_path / "tmp")
+    monkeypatch.setattr(registry, "_SYSTEM", str(tmp_path / "run"))
+    monkeypatch.setattr(registry, "_RUNTIME", str(tmp_path / "user"))
+    monkeypatch.setattr(registry, "_TEMPORARY", str(tmp_path / "tmp"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / ("run" if os.geteuid() == 0 else "unionfs")
 
@@ -121,7 +121,7 @@ def test_a_running_daemon_is_believed_before_one_that_is_gone(
     (directory.parent / "tmp").mkdir()
     first, second = registry._directories()[:2]
     for place, one in ((first, ended), (second, record())):
-        place.mkdir(parents=True, exist_ok=True)
+        os.makedirs(place, exist_ok=True)
         registry._put(place, one)
     assert registry.find(entry()) == record()
 
@@ -165,7 +165,7 @@ def test_a_directory_that_others_may_write_is_not_used(directory: Path, tmp_path
 
 
 def test_the_daemon_does_not_write_into_its_own_mount(directory: Path, tmp_path: Path) -> None:
-    assert registry._own_directory("/") == directory
+    assert registry._own_directory("/") == str(directory)
     with pytest.raises(FileNotFoundError):
         registry._own_directory(str(tmp_path))
 

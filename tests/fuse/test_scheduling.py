@@ -40,7 +40,7 @@ class Machine:
         return self.write("proc/self/mountinfo", V2 + V1)
 
     def own(self) -> bool:
-        return own_task_group(self.root)
+        return own_task_group(str(self.root))
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_not_where_the_cgroup_cannot_be_seen(machine: Machine) -> None:
 
 
 def test_not_without_proc(tmp_path: Path) -> None:
-    assert not own_task_group(tmp_path)
+    assert not own_task_group(str(tmp_path))
 
 
 def test_the_cpu_of_a_thread() -> None:

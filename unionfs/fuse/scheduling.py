@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 
 class RunDelay:
@@ -76,13 +75,13 @@ def crowded() -> bool:
     return running > (os.cpu_count() or 1)
 
 
-def own_task_group(root: Path = Path("/")) -> bool:
-    """Whether this process is alone in its task group; *root* is where /proc and /sys are."""
+def own_task_group(root: str = "") -> bool:
+    """Whether this process is alone in its task group; *root* goes before /proc and /sys."""
     try:
         cgroup = _cpu_cgroup(root)
         if cgroup is None:
-            return _leads_session() and _reads(root / "proc/sys/kernel/sched_autogroup_enabled", 1)
-        return _reads(cgroup / "cgroup.procs", os.getpid()) and _reads(cgroup / "cpu.idle", 0)
+            return _leads_session() and _reads(f"{root}/proc/sys/kernel/sched_autogroup_enabled", 1)
+        return _reads(f"{cgroup}/cgroup.procs", os.getpid()) and _reads(f"{cgroup}/cpu.idle", 0)
     except (OSError, ValueError):
         return False
 
@@ -92,17 +91,22 @@ def _leads_session() -> bool:
     return os.getsid(0) == os.getpid()
 
 
-def _reads(path: Path, number: int) -> bool:
-    return path.read_text().split() == [str(number)]
+def _reads(path: str, number: int) -> bool:
+    return _text(path).split() == [str(number)]
 
 
-def _cpu_cgroup(root: Path) -> Path | None:
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def _cpu_cgroup(root: str) -> str | None:
     """Return the directory of the cpu cgroup of this process, None for the controller's root.
 
     Raises ValueError where it is not known, as in a container that sees a part of the tree.
     """
     paths = {}
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    for line in _text(f"{root}/proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         paths["cpu" if "cpu" in controllers.split(",") else number] = path
     if any(".." in path.split("/") for path in paths.values()):
@@ -111,31 +115,34 @@ def _cpu_cgroup(root: Path) -> Path | None:
         # Version 1: each directory is a task group; only the true root has a release agent.
         mount = _mount_point(root, "cgroup", "cpu")
         if paths["cpu"] != "/":
-            return mount / paths["cpu"].lstrip("/")
-        if not (mount / "release_agent").exists():
+            return mount + paths["cpu"]
+        if not os.path.exists(f"{mount}/release_agent"):
             raise ValueError("part of the hierarchy is hidden")
         return None
     # Version 2: a directory without the controller belongs to the group of its parent; each
     # but the true root has events.
     mount = _mount_point(root, "cgroup2", None)
-    cgroup = mount / paths["0"].lstrip("/")
-    if (cgroup / "cpu.weight").exists():
+    cgroup = mount + paths["0"].rstrip("/")
+    if os.path.exists(f"{cgroup}/cpu.weight"):
         return cgroup
-    above = [mount / part for part in cgroup.relative_to(mount).parents]
-    if (mount / "cgroup.events").exists() or any((d / "cpu.weight").exists() for d in above):
-        raise ValueError("in the group of a parent")
-    if not (mount / "cgroup.procs").exists():
+    while cgroup != mount:
+        cgroup = os.path.dirname(cgroup)
+        if os.path.exists(f"{cgroup}/cpu.weight"):
+            raise ValueError("in the group of a parent")
+    if os.path.exists(f"{mount}/cgroup.events"):
+        raise ValueError("part of the hierarchy is hidden")
+    if not os.path.exists(f"{mount}/cgroup.procs"):
         raise ValueError("no cgroup file system there")
     return None
 
 
-def _mount_point(root: Path, kind: str, controller: str | None) -> Path:
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+def _mount_point(root: str, kind: str, controller: str | None) -> str:
+    for line in _text(f"{root}/proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         fields, (fstype, _, options) = left.split(), right.split(" ", 2)
         right_one = controller is None or controller in options.split(",")
         # Where else one may be mounted we do not look: it could be inside of our own mount.
         usual = fields[3] == "/" and fields[4].startswith("/sys/fs/cgroup")
         if fstype == kind and right_one and usual:
-            return root / fields[4].lstrip("/")
+            return root + fields[4]
     raise ValueError(f"no {kind} file system is mounted")

@@ -12,7 +12,6 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from unionfs.errors import LayerError, UsageError
@@ -300,9 +299,11 @@ def _isolate_pair(
 
 def _may_use_trusted() -> bool:
     """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
-    if Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]:
-        return False
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    with open("/proc/self/uid_map", "rb") as file:
+        if file.read().split() != [b"0", b"0", b"4294967295"]:
+            return False
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
     return False

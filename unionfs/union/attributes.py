@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unionfs.fuse.interface import Changes
@@ -193,12 +192,12 @@ def _drop_foreign_group(tree: MergedTree, node: Node, path: bytes, caller: Calle
 
 def _supplementary_groups(pid: int) -> list[int]:
     try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Groups:"):
+                    return [int(group) for group in line.split()[1:]]
     except OSError:
         return []
-    for line in text.splitlines():
-        if line.startswith("Groups:"):
-            return [int(group) for group in line.split()[1:]]
     return []
 
 
