@@ -17,7 +17,9 @@ from tests.fuse.wire import Wire, message, read_in, wired, write_in
 from tests.mounts import Layers
 from unionfs.errors import MountError
 from unionfs.fuse import protocol
+from unionfs.fuse.formation import Formation
 from unionfs.fuse.interface import ROOT_ID
+from unionfs.fuse.placement import Placement
 from unionfs.fuse.protocol import Init, Opcode
 from unionfs.waiting import blocking
 
@@ -69,7 +71,7 @@ def _after(event: threading.Event, module: str, name: str) -> Any:
 class _Turns:
     """A reader of a placement that has nothing to decide."""
 
-    def await_turn(self) -> None: ...
+    def await_turn(self, *, others_read: bool = True) -> None: ...
 
     def waits(self) -> None: ...
 
@@ -139,6 +141,37 @@ def test_without_threads_a_request_waits_in_its_reader(
         assert wire.ask(Opcode.WRITE, write_in(handle, b"new"), node).code == 0
         assert wire.ask(Opcode.READ, read_in(handle, 5), node) == (0, b"newaa")
     wire.session._workers.finish()
+
+
+@pytest.mark.parametrize("formation", [Formation.FREE, Formation.NEAR, Formation.SPREAD])
+def test_somebody_reads_while_a_reader_waits(wire: Wire, formation: Formation) -> None:
+    """Whoever reads alone from now on may be the one that waits."""
+    release = threading.Event()
+
+    async def sync() -> None:
+        await blocking(release.wait, 10)
+
+    wire.session._fs.syncfs = sync  # type: ignore[method-assign]
+    placement = Placement("spread")
+    threads = placement.start(wire.session._read_requests)
+    try:
+        for round_number in range(1, 12):
+            first = round_number * 100
+            release.clear()
+            wire.send(message(Opcode.SYNCFS, bytes(8), unique=first))
+            time.sleep(0.01)
+            placement._form(formation)
+            for number in range(1, 6):
+                wire.send(message(Opcode.LOOKUP, b"small\0", unique=first + number))
+                assert wire.answer(seconds=2)[0] == first + number
+            release.set()
+            assert wire.answer()[0] == first
+            placement._form(Formation.SPREAD)
+    finally:
+        release.set()
+        wire.hang_up()
+        for thread in threads:
+            thread.join(10)
 
 
 def test_the_end_does_not_wait_for_what_begins_after_it(wire: Wire) -> None:

@@ -224,7 +224,7 @@ class DeviceSession:
         view = memoryview(buffer)
         try:
             while True:
-                reader.await_turn()
+                reader.await_turn(others_read=bool(self._reading))
                 self._reading.add(reader)
                 size = self._read(buffer)
                 self._reading.discard(reader)

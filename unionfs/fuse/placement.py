@@ -52,10 +52,14 @@ class Reader:
         self._cpus: set[int] = set()
         self._there: set[int] = set()
 
-    def await_turn(self) -> None:
-        """Return when this thread may read: at once, unless another reads alone."""
+    def await_turn(self, *, others_read: bool = True) -> None:
+        """Return when this thread may read: at once, unless another reads alone.
+
+        That one may be in the midst of a request which has to wait: nobody parks who does not
+        see another one read (*others_read*).
+        """
         if self._notice:
-            self._attend()
+            self._attend(others_read)
 
     def served(self, client: int) -> None:
         """Take note of a request from the thread *client*, as its header names it."""
@@ -82,7 +86,7 @@ class Reader:
             self._delay.close()
             self._placement.end()
 
-    def _attend(self) -> None:
+    def _attend(self, others_read: bool) -> None:
         while True:
             self._notice = False
             if self._cpus != self._there:
@@ -91,6 +95,9 @@ class Reader:
                 with contextlib.suppress(OSError):
                     os.sched_setaffinity(0, self._cpus)
             if not self._parks:
+                return
+            if not others_read:
+                self._notice = True
                 return
             self._gate.acquire()
 
@@ -128,10 +135,10 @@ class NearReader(Reader):
         self.place({cpu}, parks=False)
         return True
 
-    def await_turn(self) -> None:
+    def await_turn(self, *, others_read: bool = True) -> None:
         """Return when this thread may read."""
         if self._notice:
-            self._attend()
+            self._attend(others_read)
         if self._watches:
             self._delay_before = self._delay.total()
         self._before = time.monotonic()
