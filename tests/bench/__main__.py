@@ -25,6 +25,11 @@ ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_SYSTEMS = ["unionfs", "overlay", "fuse-overlayfs*"]
 
 
+def _absolute(path: str) -> Path:
+    """The file that the caller means: the benchmark works in a directory of its own."""
+    return Path(path) if path == "-" else Path(path).absolute()
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description="Compare this union with its peers on this machine."
@@ -41,9 +46,9 @@ def _arguments() -> argparse.Namespace:
     add("--fuse-overlayfs", metavar="PATH", help="the binary of version 2")
     add("--binary", action="append", default=[], metavar="NAME=PATH", help="of another peer")
     add("--note", action="append", default=[], metavar="NAME=TEXT", help="how a peer was built")
-    add("--json", type=Path, metavar="FILE")
-    add("--markdown", type=Path, metavar="FILE", help="the tables; `-` for stdout (default)")
-    add("--svg", type=Path, metavar="FILE", help="a plot of the ratios")
+    add("--json", type=_absolute, metavar="FILE")
+    add("--markdown", type=_absolute, metavar="FILE", help="the tables; `-` for stdout (default)")
+    add("--svg", type=_absolute, metavar="FILE", help="a plot of the ratios")
     add("--list", action="store_true", help="show all rows and their goals")
     return parser.parse_args()
 
