@@ -52,7 +52,6 @@ _WANTED: Final = (
     | Init.HAS_IOCTL_DIR
     | Init.AUTO_INVAL_DATA
     | Init.DO_READDIRPLUS
-    | Init.READDIRPLUS_AUTO
     | Init.ASYNC_DIO
     | Init.PARALLEL_DIROPS
     | Init.POSIX_ACL

@@ -96,7 +96,6 @@ class Init(enum.IntFlag):
     HAS_IOCTL_DIR = 1 << 11
     AUTO_INVAL_DATA = 1 << 12
     DO_READDIRPLUS = 1 << 13
-    READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15
     WRITEBACK_CACHE = 1 << 16
     NO_OPEN_SUPPORT = 1 << 17

@@ -258,10 +258,9 @@ class Requests:
 
     async def readdirplus(self, node: int, body: memoryview, who: Who) -> Reply:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
-        # Further on the kernel asks with attributes only where names have been looked at.
-        if offset == 0 and not self._habit.wants_attributes(node):
+        if not self._habit.wants_attributes(node, offset):
             names = await self._names(node, offset, size, _NO_ENTRY)
-            self._habit.told(len(names) // _TYPICAL_ENTRY)
+            self._habit.told(node, len(names) // _TYPICAL_ENTRY)
             return names
         reply = bytearray()
         for name, following, entry in await self._fs.readdir_plus(node, offset):
