@@ -3,10 +3,18 @@
     UnionError            a command failed; `exit_code` is its exit status
     ├── UsageError        1   a bad option or a wrong invocation
     ├── LayerError        32  a layer that cannot be used
-    └── MountError        32  the mount itself failed
+    ├── MountError        32  the mount itself failed
+    └── StoreError        1   a snapshot, an image or a volume
+        ├── NotFoundError             there is none of that name
+        ├── AlreadyExistsError        the name is taken
+        ├── InvalidArgumentError      what was asked for makes no sense
+        ├── FailedPreconditionError   not in the state that it is in
+        ├── UnsupportedError          not by this driver, user, machine or file system
+        └── FaultyError               its data are not to be trusted
 
 Exit codes are those of mount(8), where 2 is a system error, 4 a bug of ours and 8 an
-interruption: `exit_status` has all of it. What a *request* of a mounted union meets is a plain
+interruption: `exit_status` has all of it. Of the store's errors containerd's names are kept,
+and Docker's exit status. What a *request* of a mounted union meets is a plain
 ``OSError(errno, …)`` instead: its number is the answer, and no other class is needed.
 """
 
@@ -41,6 +49,36 @@ class LayerError(UnionError):
 
 class MountError(UnionError):
     """The mount itself failed."""
+
+
+class StoreError(UnionError):
+    """A snapshot, an image or a volume cannot be had, or not so."""
+
+    exit_code = 1
+
+
+class NotFoundError(StoreError):
+    """There is none of that name."""
+
+
+class AlreadyExistsError(StoreError):
+    """The name is taken."""
+
+
+class InvalidArgumentError(StoreError):
+    """What was asked for makes no sense, whatever the state of things."""
+
+
+class FailedPreconditionError(StoreError):
+    """It cannot be done in the state that things are in."""
+
+
+class UnsupportedError(StoreError):
+    """This driver, user, machine or file system cannot do it."""
+
+
+class FaultyError(StoreError):
+    """The data of a snapshot are not to be trusted, after a crash in the midst of a change."""
 
 
 def exit_status(error: BaseException) -> tuple[int, str]:
