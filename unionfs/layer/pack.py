@@ -37,7 +37,8 @@ _KINDS: Final = {
 #: The most that the fields of a ustar header hold.
 _NAME: Final = 100
 _MAX_ID: Final = 0o7777777
-_MAX_SIZE: Final = _MAX_TIME = 0o77777777777
+_MAX_SIZE: Final = 0o77777777777
+_MAX_TIME: Final = 0o77777777777
 _SECOND: Final = 1_000_000_000
 
 
