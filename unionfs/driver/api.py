@@ -189,7 +189,7 @@ class Driver(ABC):
 
         Raises as `commit`.
         """
-        raise UnsupportedError(f"{self.name}: cannot capture {name} of {key}")
+        raise UnsupportedError(f"the driver {self.name} cannot capture {key}")
 
     @abstractmethod
     def remove(self, key: str) -> None:

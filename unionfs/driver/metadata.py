@@ -36,14 +36,21 @@ _MIGRATIONS: Final = (
         inodes INTEGER
     ) STRICT;
     CREATE INDEX snapshots_of_parent ON snapshots (parent);
+    CREATE VIEW listed AS
+        SELECT s.id, s.key, s.kind, s.parent, p.key, s.labels, s.created, s.updated,
+            s.size_limit, s.size, s.inodes
+        FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent;
     """,
 )
 
-_COLUMNS: Final = (
-    "s.id, s.key, s.kind, s.parent, p.key, s.labels, s.created, s.updated, s.size_limit, s.size,"
-    " s.inodes"
-)
-_FROM: Final = "FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent"
+_CHAIN: Final = """
+    WITH RECURSIVE chain (id, depth) AS (
+        VALUES (?, 0)
+        UNION ALL
+        SELECT parent, depth + 1 FROM snapshots JOIN chain USING (id) WHERE parent IS NOT NULL
+    )
+    SELECT listed.* FROM listed JOIN chain USING (id) ORDER BY depth
+"""
 
 
 class Snapshot(NamedTuple):
@@ -83,7 +90,7 @@ class Metadata(Database):
 
     def find(self, key: str) -> Snapshot:
         """Return the snapshot *key*. Raises `NotFoundError`."""
-        found = self.rows(f"SELECT {_COLUMNS} {_FROM} WHERE s.key = ?", (key,))
+        found = self.rows("SELECT * FROM listed WHERE key = ?", (key,))
         if not found:
             raise NotFoundError(f"{key}: no such snapshot")
         return _snapshot(found[0])
@@ -102,19 +109,12 @@ class Metadata(Database):
 
     def chain(self, snapshot: Snapshot) -> list[Snapshot]:
         """Return *snapshot* and all below it, its parent first after itself."""
-        found = self.rows(
-            "WITH RECURSIVE chain (id, depth) AS (VALUES (?, 0) UNION ALL"
-            " SELECT parent, depth + 1 FROM snapshots JOIN chain USING (id)"
-            f" WHERE parent IS NOT NULL) SELECT {_COLUMNS} {_FROM}"
-            " JOIN chain ON chain.id = s.id ORDER BY depth",
-            (snapshot.id,),
-        )
-        return [_snapshot(row) for row in found]
+        return [_snapshot(row) for row in self.rows(_CHAIN, (snapshot.id,))]
 
     def all(self) -> list[Snapshot]:
         """Return every snapshot, parents before their children."""
         # A child's row is made after its parent's.
-        return [_snapshot(row) for row in self.rows(f"SELECT {_COLUMNS} {_FROM} ORDER BY s.id")]
+        return [_snapshot(row) for row in self.rows("SELECT * FROM listed ORDER BY id")]
 
     def ids(self) -> set[int]:
         """Return the number of every snapshot."""

@@ -58,7 +58,7 @@ class OverlayDriver(SnapshotDriver):
             return
         root = os.path.join(directory, "fs")
         os.mkdir(root, 0o755)
-        os.chmod(root, 0o755)  # whatever the umask says
+        os.chmod(root, 0o755)  # noqa: S103 - as promised, whatever the umask says
         os.mkdir(os.path.join(directory, "work"), 0o700)
         if parent is not None:
             below = os.fsencode(self.layer(parent))
