@@ -22,7 +22,7 @@ from unionfs.layer.apply_attributes import Dresser
 from unionfs.layer.archive import Kind, Member, members, refuse, shown
 from unionfs.layer.beneath import Beneath, split
 from unionfs.layer.tape import Tape
-from unionfs.layer.tree import remove_tree
+from unionfs.layer.walk import remove_tree
 
 #: AUFS keeps files with several names here; members that link to them follow.
 _LINKS: Final = b".wh..wh.plnk"

@@ -8,7 +8,7 @@ import stat
 from unionfs.layer.apply import Target
 from unionfs.layer.archive import Kind
 from unionfs.layer.beneath import split
-from unionfs.layer.tree import remove_tree
+from unionfs.layer.walk import remove_tree
 
 
 class PlainTarget(Target):
