@@ -165,6 +165,11 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % _BLOCK)
 
 
+def file_header(name: bytes, size: int) -> bytes:
+    """Return the header, always of one block, of a file of *size* bytes called *name*."""
+    return _header(name, tarfile.REGTYPE, 0o644, size)
+
+
 def _member_header(member: Member, name: bytes, length: int) -> bytes:
     seconds = member.mtime // _SECOND
     return _header(
@@ -192,13 +197,16 @@ def _header(
     target: bytes = b"",
     rdev: int = 0,
 ) -> bytes:
-    """Return a ustar header (POSIX.1-1988); names that are too long are cut."""
+    """Return a ustar header (POSIX.1-1988); names that are too long are cut.
+
+    A size that is too large is in base 256, as GNU tar has it.
+    """
     fields = (
         name[:_NAME].ljust(_NAME, b"\0"),
         b"%07o\0" % mode,
         b"%07o\0" % uid,
         b"%07o\0" % gid,
-        b"%011o\0" % size,
+        b"%011o\0" % size if size <= _MAX_SIZE else b"\x80" + size.to_bytes(11, "big"),
         b"%011o\0" % mtime,
         b" " * 8,  # the sum, of which it counts as blanks
         kind,

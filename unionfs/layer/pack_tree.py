@@ -12,6 +12,7 @@ from unionfs.layer import whiteouts, xattrs
 from unionfs.layer.archive import Kind, Member, shown
 from unionfs.layer.beneath import Beneath, split
 from unionfs.layer.pack import TarWriter, kind_of, member_of
+from unionfs.layer.walk import walk
 from unionfs.layer.xattrs import Marks
 
 _CHUNK: Final = 1 << 20
@@ -19,6 +20,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = Member(b"", Kind.FILE, 0, 0, 0, 0)
 #: What belongs to one machine and not to a tree.
 _LEFT_OUT: Final = (b"security.selinux", b"system.nfs4_acl")
+#: Marks of what is somewhere else, by the type of those that have them.
+_ELSEWHERE: Final = {stat.S_IFDIR: xattrs.REDIRECT, stat.S_IFREG: xattrs.METACOPY}
 
 
 class Packer:
@@ -132,9 +135,7 @@ def pack_layer(root_fd: int, packer: Packer, marks: Marks) -> None:
 
     Whiteouts and opaque directories get the names that archives have for them. Directories
     come before what is in them, names of one directory in the order of their bytes.
-
-    Raises ``OSError`` EXDEV for a directory that was renamed (``redirect``) or a file whose data
-    are elsewhere (``metacopy``): what these show is not in the layer.
+    The layer is to be complete: see `is_complete`.
     """
     packer.add(b"", os.fstat(root_fd))
     _pack_directory(root_fd, b"", packer, marks)
@@ -176,7 +177,6 @@ def _pack_names(fd: int, path: bytes, packer: Packer, marks: Marks) -> list[byte
         if _is_whiteout(place, status, marks, marked=opaque == b"x"):
             packer.hide(inner)
             continue
-        _require_complete(place, inner, status, marks)
         packer.add(inner, status)
         if stat.S_ISDIR(status.st_mode):
             directories.append(inner)
@@ -191,10 +191,19 @@ def _is_whiteout(place: bytes, status: os.stat_result, marks: Marks, *, marked: 
     return marks.read(place, xattrs.WHITEOUT) is not None
 
 
-def _require_complete(place: bytes, path: bytes, status: os.stat_result, marks: Marks) -> None:
-    for kind, mark in ((stat.S_IFDIR, xattrs.REDIRECT), (stat.S_IFREG, xattrs.METACOPY)):
-        if stat.S_IFMT(status.st_mode) == kind and marks.read(place, mark) is not None:
-            raise OSError(errno.EXDEV, f"has the mark {mark.decode()}", shown(path))
+def is_complete(root_fd: int, marks: Marks) -> bool:
+    """Say whether all that a layer shows is in it.
+
+    It is not where a directory was renamed (``redirect``), or a file has its data elsewhere
+    (``metacopy``).
+    """
+    for entry in walk(xattrs.fd_path(root_fd) + b"/."):
+        mark = _ELSEWHERE.get(stat.S_IFMT(entry.status.st_mode))
+        if mark is not None:
+            place = xattrs.entry_path(entry.dirfd, entry.name)
+            if marks.read(place, mark) is not None:
+                return False
+    return True
 
 
 def pack_changes(changes: Iterable[tuple[bytes, os.stat_result | None]], packer: Packer) -> None:
