@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from unionfs.driver.api import Kind
+from unionfs.driver.attach import attach, detach
 from unionfs.layer import xattrs
-from unionfs.store.attach import attach, detach
 from unionfs.store.store import Store
 from unionfs.union.changes import ADDED, CHANGED, DELETED, Change
 

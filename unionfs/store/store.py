@@ -17,9 +17,9 @@ from typing import Final, Self
 from unionfs.database import Database
 from unionfs.driver import registry
 from unionfs.driver.api import Driver, Info
+from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, UnsupportedError
 from unionfs.store import schema
-from unionfs.store.attach import attach, detach
 from unionfs.store.uses import Subject, Uses
 
 DEFAULT_DRIVER: Final = "overlay"
