@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from unionfs.driver.api import Mount
+from unionfs.driver.attach import attach, detach
 from unionfs.errors import FaultyError, StoreError
 from unionfs.layer.apply import Target, apply
 from unionfs.layer.apply_attributes import Dresser
@@ -29,7 +30,6 @@ from unionfs.layer.pack_tree import Packer, is_complete, pack_changes, pack_laye
 from unionfs.layer.tape import Tape
 from unionfs.layer.xattrs import Marks
 from unionfs.options import parse_options
-from unionfs.store.attach import attach, detach
 from unionfs.store.below import merged
 from unionfs.store.compare import shown, snapshot_changes
 from unionfs.store.store import Store
