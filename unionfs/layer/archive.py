@@ -244,15 +244,17 @@ def _segments(
     sparse = cast("list[tuple[int, int]] | None", header.sparse)
     if sparse is None:
         return ((0, header.size),) if header.size else ()
+    # GNU's old form fills unused places with empty parts.
+    segments = tuple((offset, length) for offset, length in sparse if length)
     position = total = 0
-    for offset, length in sparse:
+    for offset, length in segments:
         if offset < position or length < 0 or offset + length > header.size:
             raise refuse(name, "a map of holes that makes no sense")
         position = offset + length
         total += length
     if total > stored:
         raise refuse(name, "a map of holes for more than there is")
-    return tuple((offset, length) for offset, length in sparse if length)
+    return segments
 
 
 def _xattrs(pax: Mapping[str, str], name: bytes) -> dict[bytes, bytes]:
