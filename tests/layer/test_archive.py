@@ -78,6 +78,7 @@ def everything(root: Path) -> Path:
     build.write(root / "ünïcode", "umlaut")
     os.setxattr(root / "file", "user.note", b"binary \x00\xff=\n value")
     os.setxattr(root / "file", "trusted.admin", b"1")
+    os.setxattr(root / "file", "user.a=b%3D%", b"odd")
     os.setxattr(root / "dir", "user.on-directory", b"yes")
     os.setxattr(root / "program", "security.capability", CAPABILITY)
     os.setxattr(root / "dir", "system.posix_acl_default", LIST)

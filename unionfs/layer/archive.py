@@ -182,6 +182,9 @@ def _member(header: tarfile.TarInfo, next_offset: int) -> Member:
         raise refuse(name, f"of a type that layers do not have ({header.type!r})")
     if not path and kind is not Kind.DIRECTORY:
         raise refuse(name, f"the root of a tree is no {kind.value}")
+    for key in ("uid", "gid", "size"):
+        if not header.pax_headers.get(key, "0").isdecimal():  # tarfile takes it for 0
+            raise refuse(name, f"no number as its {key}")
     for number in (header.uid, header.gid):
         if not 0 <= number < _NO_ID:
             raise refuse(name, f"an owner that cannot be ({number})")
@@ -264,7 +267,8 @@ def _xattrs(pax: Mapping[str, str], name: bytes) -> dict[bytes, bytes]:
         if key in _ACLS:
             found[_ACLS[key]] = _acl(value, name)
         elif key.startswith(_XATTR):
-            xattr = _bytes(key.removeprefix(_XATTR))
+            # As GNU tar has it: a keyword of pax ends at the first "=".
+            xattr = _bytes(key.removeprefix(_XATTR)).replace(b"%3D", b"=").replace(b"%25", b"%")
             if xattr.startswith(_MARKS) or xattr == _OVERRIDE:
                 raise refuse(name, f"{shown(xattr)} is a mark that only a union writes")
             if not xattr or b"\0" in xattr or len(xattr) > _NAME_MAX:
