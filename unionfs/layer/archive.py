@@ -23,6 +23,8 @@ _NAME_MAX: Final = 255
 _SHOWN: Final = 200
 #: What chown(2) takes as "leave it".
 _NO_ID: Final = 2**32 - 1
+#: A time later than any that the kernel can be told, in nanoseconds.
+_NEVER: Final = 10**9 << 63
 _XATTR: Final = "SCHILY.xattr."
 #: As star and GNU tar have them, in words.
 _ACLS: Final = {"SCHILY.acl.access": xattrs.ACL_ACCESS, "SCHILY.acl.default": xattrs.ACL_DEFAULT}
@@ -230,8 +232,8 @@ def _nanoseconds(value: str | float, name: bytes) -> int:
     try:
         found = int(Decimal(value).scaleb(9))
     except (InvalidOperation, ValueError, OverflowError):
-        found = 1 << 63
-    if not -(1 << 63) <= found < 1 << 63:
+        found = _NEVER
+    if abs(found) >= _NEVER:
         raise refuse(name, "a time that cannot be")
     return found
 
