@@ -45,7 +45,8 @@ class OverlayTarget(Target):
         if self.below is None:
             return
         if path:
-            whiteouts.set_opaque(self._marks, xattrs.fd_path(self.tree.directory(path)))
+            here = xattrs.fd_path(self.tree.directory(path))
+            self._marks.write(here, xattrs.OPAQUE, b"y", follow=True)
             return
         for name in self.below.names():
             self.hide(name)

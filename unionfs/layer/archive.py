@@ -23,6 +23,8 @@ _NAME_MAX: Final = 255
 _SHOWN: Final = 200
 #: What chown(2) takes as "leave it".
 _NO_ID: Final = 2**32 - 1
+#: A time later than any that the kernel can be told, in nanoseconds.
+_NEVER: Final = 10**9 << 63
 _XATTR: Final = "SCHILY.xattr."
 #: As star and GNU tar have them, in words.
 _ACLS: Final = {"SCHILY.acl.access": xattrs.ACL_ACCESS, "SCHILY.acl.default": xattrs.ACL_DEFAULT}
@@ -182,6 +184,9 @@ def _member(header: tarfile.TarInfo, next_offset: int) -> Member:
         raise refuse(name, f"of a type that layers do not have ({header.type!r})")
     if not path and kind is not Kind.DIRECTORY:
         raise refuse(name, f"the root of a tree is no {kind.value}")
+    for key in ("uid", "gid", "size"):
+        if not header.pax_headers.get(key, "0").isdecimal():  # tarfile takes it for 0
+            raise refuse(name, f"no number as its {key}")
     for number in (header.uid, header.gid):
         if not 0 <= number < _NO_ID:
             raise refuse(name, f"an owner that cannot be ({number})")
@@ -227,8 +232,8 @@ def _nanoseconds(value: str | float, name: bytes) -> int:
     try:
         found = int(Decimal(value).scaleb(9))
     except (InvalidOperation, ValueError, OverflowError):
-        found = 1 << 63
-    if not -(1 << 63) <= found < 1 << 63:
+        found = _NEVER
+    if abs(found) >= _NEVER:
         raise refuse(name, "a time that cannot be")
     return found
 
@@ -244,15 +249,17 @@ def _segments(
     sparse = cast("list[tuple[int, int]] | None", header.sparse)
     if sparse is None:
         return ((0, header.size),) if header.size else ()
+    # GNU's old form fills unused places with empty parts.
+    segments = tuple((offset, length) for offset, length in sparse if length)
     position = total = 0
-    for offset, length in sparse:
+    for offset, length in segments:
         if offset < position or length < 0 or offset + length > header.size:
             raise refuse(name, "a map of holes that makes no sense")
         position = offset + length
         total += length
     if total > stored:
         raise refuse(name, "a map of holes for more than there is")
-    return tuple((offset, length) for offset, length in sparse if length)
+    return segments
 
 
 def _xattrs(pax: Mapping[str, str], name: bytes) -> dict[bytes, bytes]:
@@ -262,7 +269,8 @@ def _xattrs(pax: Mapping[str, str], name: bytes) -> dict[bytes, bytes]:
         if key in _ACLS:
             found[_ACLS[key]] = _acl(value, name)
         elif key.startswith(_XATTR):
-            xattr = _bytes(key.removeprefix(_XATTR))
+            # As GNU tar has it: a keyword of pax ends at the first "=".
+            xattr = _bytes(key.removeprefix(_XATTR)).replace(b"%3D", b"=").replace(b"%25", b"%")
             if xattr.startswith(_MARKS) or xattr == _OVERRIDE:
                 raise refuse(name, f"{shown(xattr)} is a mark that only a union writes")
             if not xattr or b"\0" in xattr or len(xattr) > _NAME_MAX:

@@ -39,6 +39,7 @@ _NAME: Final = 100
 _MAX_ID: Final = 0o7777777
 _MAX_SIZE: Final = 0o77777777777
 _MAX_TIME: Final = 0o77777777777
+_XATTR: Final = b"SCHILY.xattr."
 _SECOND: Final = 1_000_000_000
 
 
@@ -116,7 +117,7 @@ def _stored_name(member: Member) -> bytes:
 
 def _extended(member: Member) -> dict[bytes, bytes]:
     """Return what does not fit into the header of *member*, by its pax keyword."""
-    pax = {b"SCHILY.xattr." + name: value for name, value in member.xattrs.items()}
+    pax = {_XATTR + _keyword(name): value for name, value in member.xattrs.items()}
     if not _fits(_stored_name(member)):
         pax[b"path"] = _stored_name(member)
     if not _fits(member.target):
@@ -130,6 +131,11 @@ def _extended(member: Member) -> dict[bytes, bytes]:
     if member.atime is not None:
         pax[b"atime"] = _time(member.atime)
     return pax
+
+
+def _keyword(name: bytes) -> bytes:
+    """Return the name of an xattr as GNU tar has it: a keyword of pax ends at the first "="."""
+    return name.replace(b"%", b"%25").replace(b"=", b"%3D")
 
 
 def _fits(name: bytes) -> bool:

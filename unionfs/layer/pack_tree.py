@@ -25,7 +25,7 @@ _ELSEWHERE: Final = {stat.S_IFDIR: xattrs.REDIRECT, stat.S_IFREG: xattrs.METACOP
 
 
 class Packer:
-    """Puts objects of the tree at *root_fd* into an archive.
+    """Puts objects of a tree into an archive.
 
     *holes* says whether files keep theirs. An object with several names is written under the
     first of them, the others become hard links. A file that others make shorter while it is
@@ -34,22 +34,26 @@ class Packer:
 
     def __init__(
         self,
-        root_fd: int,
         writer: TarWriter,
         marks: Marks,
         *,
         holes: bool = False,
         cut: Callable[[bytes], None] | None = None,
     ) -> None:
-        self._tree = Beneath(root_fd)
         self._writer = writer
         self._marks = marks
         self._holes = holes
         self._cut = cut
         self._linked: dict[tuple[int, int], bytes] = {}
 
-    def add(self, path: bytes, status: os.stat_result) -> None:
-        """Put *path*, whose attributes are *status*, into the archive; sockets are left out.
+    def add_root(self, root_fd: int) -> None:
+        """Put the root of the tree, open as *root_fd*, into the archive."""
+        member = member_of(b"", os.fstat(root_fd), Kind.DIRECTORY)
+        found = self._xattrs(xattrs.fd_path(root_fd), follow=True)
+        self._writer.add(member._replace(xattrs=found))
+
+    def add(self, path: bytes, dirfd: int, status: os.stat_result) -> None:
+        """Put *path*, which lies in *dirfd*, into the archive; sockets are left out.
 
         Raises ENOENT for what is gone by now: then nothing of it is in the archive.
         """
@@ -62,28 +66,23 @@ class Packer:
             link = member._replace(kind=Kind.HARD_LINK, target=first, size=0, segments=())
             self._writer.add(link._replace(rdev=0))
             return
-        self._add_object(member)
+        self._add_object(member, dirfd)
         if kind is not Kind.DIRECTORY and status.st_nlink > 1:
             self._linked[place] = path
 
-    def _add_object(self, member: Member) -> None:
-        path, kind = member.path, member.kind
-        parent, name = split(path)
-        if kind is Kind.FILE:
-            self._add_file(member, parent, name)
+    def _add_object(self, member: Member, dirfd: int) -> None:
+        name = split(member.path)[1]
+        if member.kind is Kind.FILE:
+            self._add_file(member, dirfd, name)
             return
-        if path:
-            here = xattrs.entry_path(self._tree.directory(parent), name)
-        else:
-            here = xattrs.fd_path(self._tree.directory(b""))
-        member = member._replace(xattrs=self._xattrs(here, follow=not path))
-        if kind is Kind.SYMLINK:
-            member = member._replace(target=os.readlink(here))
+        place = xattrs.entry_path(dirfd, name)
+        member = member._replace(xattrs=self._xattrs(place, follow=False))
+        if member.kind is Kind.SYMLINK:
+            member = member._replace(target=os.readlink(place))
         self._writer.add(member)
 
-    def _add_file(self, member: Member, parent: bytes, name: bytes) -> None:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, dir_fd=self._tree.directory(parent))
+    def _add_file(self, member: Member, dirfd: int, name: bytes) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
         try:
             member = member._replace(xattrs=self._xattrs(xattrs.fd_path(fd), follow=True))
             if self._holes:
@@ -113,10 +112,6 @@ class Packer:
             if value is not None:
                 found[name] = value
         return found
-
-    def close(self) -> None:
-        """Give up what is held open."""
-        self._tree.forget()
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
@@ -156,54 +151,38 @@ def _content(
 def pack_layer(root_fd: int, packer: Packer, marks: Marks) -> None:
     """Put a directory that is a layer of overlayfs into an archive, by *packer*.
 
-    Whiteouts and opaque directories get the names that archives have for them. Directories
-    come before what is in them, names of one directory in the order of their bytes.
-    The layer is to be complete: see `is_complete`.
+    Whiteouts and opaque directories get the names that archives have for them. Each directory
+    is followed by all that is in it (tar(1) gives it its times then), names in the order of
+    their bytes. The layer is to be complete: see `is_complete`.
     """
-    packer.add(b"", os.fstat(root_fd))
-    _pack_directory(root_fd, b"", packer, marks)
-
-
-def _pack_directory(fd: int, path: bytes, packer: Packer, marks: Marks) -> None:
-    pending = [path]
-    tree = Beneath(fd)
-    try:
-        while pending:
-            directory = pending.pop()
-            inner = os.open(b".", _DIRECTORY, dir_fd=tree.directory(directory))
-            try:
-                below = _pack_names(inner, directory, packer, marks)
-            finally:
-                os.close(inner)
-            pending += reversed(below)
-    finally:
-        tree.forget()
-
-
-def _pack_names(fd: int, path: bytes, packer: Packer, marks: Marks) -> list[bytes]:
-    """Put what is in one directory into the archive; return the directories among it."""
-    here = xattrs.fd_path(fd)
-    opaque = marks.opaque(here, follow=True)
-    if opaque == b"y" and path:
-        packer.make_opaque(path)
-    directories = []
-    for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
-        inner = path + b"/" + name if path else name
-        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        place = xattrs.entry_path(fd, name)
-        if whiteouts.is_reserved(name):
-            if name == whiteouts.OPAQUE_NAME:
+    packer.add_root(root_fd)
+    here = xattrs.fd_path(root_fd)
+    # The directories that lead to an entry, and what is said of each by its opaque mark.
+    parents, opaque = [b""], [marks.opaque(here, follow=True)]
+    for entry in walk(here + b"/."):
+        del parents[entry.depth + 1 :], opaque[entry.depth + 1 :]
+        path = parents[-1] + entry.name
+        if whiteouts.is_reserved(entry.name):
+            _pack_reserved(parents[-1], entry.name, packer)
+            continue
+        place = xattrs.entry_path(entry.dirfd, entry.name)
+        if _is_whiteout(place, entry.status, marks, marked=opaque[-1] == b"x"):
+            packer.hide(path)
+            continue
+        packer.add(path, entry.dirfd, entry.status)
+        if stat.S_ISDIR(entry.status.st_mode):
+            parents.append(path + b"/")
+            opaque.append(marks.opaque(place))
+            if opaque[-1] == b"y":
                 packer.make_opaque(path)
-            elif hidden := whiteouts.hidden_by(name):
-                packer.hide(path + b"/" + hidden if path else hidden)
-            continue
-        if _is_whiteout(place, status, marks, marked=opaque == b"x"):
-            packer.hide(inner)
-            continue
-        packer.add(inner, status)
-        if stat.S_ISDIR(status.st_mode):
-            directories.append(inner)
-    return directories
+
+
+def _pack_reserved(parent: bytes, name: bytes, packer: Packer) -> None:
+    """Put a name of a layer in AUFS's form into the archive, which has the same; no bookkeeping."""
+    if name == whiteouts.OPAQUE_NAME:
+        packer.make_opaque(parent.rstrip(b"/"))
+    elif hidden := whiteouts.hidden_by(name):
+        packer.hide(parent + hidden)
 
 
 def _is_whiteout(place: bytes, status: os.stat_result, marks: Marks, *, marked: bool) -> bool:
@@ -229,10 +208,18 @@ def is_complete(root_fd: int, marks: Marks) -> bool:
     return True
 
 
-def pack_changes(changes: Iterable[tuple[bytes, os.stat_result | None]], packer: Packer) -> None:
-    """Put *changes* into an archive: what is at each path now, ``None`` where something was."""
-    for path, status in changes:
-        if status is None:
-            packer.hide(path)
-        else:
-            packer.add(path, status)
+def pack_changes(changes: Iterable[tuple[bytes, bool]], root_fd: int, packer: Packer) -> None:
+    """Put changed paths of the tree at *root_fd* into an archive.
+
+    Each is told with whether something is there now, and was; a directory before what is in it.
+    """
+    packer.add_root(root_fd)
+    tree = Beneath(root_fd)
+    try:
+        for path, there in changes:
+            if not there:
+                packer.hide(path)
+            elif (status := tree.lstat(path)) is not None:
+                packer.add(path, tree.directory(split(path)[0]), status)
+    finally:
+        tree.forget()

@@ -7,6 +7,7 @@ name means anything but itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -31,6 +32,8 @@ from unionfs.store.volume import LABEL, Volume, check_name
 from unionfs.store.volumes import Volumes
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+#: A directory that others removed or replaced; one on which something else is mounted.
+_GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
 #: Told how many bytes have gone by since it was told last.
 Progress = Callable[[int], None]
@@ -111,28 +114,28 @@ def _pack(root_fd: int, writer: TarWriter, notice: Notice) -> None:
         notice(f"{shown(path)}: became shorter while it was read; zeros take the place")
 
     marks = Marks(user=os.geteuid() != 0)
-    with contextlib.closing(Packer(root_fd, writer, marks, holes=True, cut=cut)) as packer:
-        for path, status in _walk(root_fd):
+    with contextlib.closing(Packer(writer, marks, holes=True, cut=cut)) as packer:
+        packer.add_root(root_fd)
+        for path, dirfd, status in _walk(root_fd):
             # Who uses the volume removes what he likes: tar(1) tells of it, too.
             try:
-                packer.add(path, status)
+                packer.add(path, dirfd, status)
             except FileNotFoundError:
                 notice(f"{shown(path)}: removed before it was read")
     writer.finish()
 
 
-def _walk(root_fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Yield all that is in a tree which others may change: path and attributes."""
-    yield b"", os.fstat(root_fd)
+def _walk(root_fd: int) -> Iterator[tuple[bytes, int, os.stat_result]]:
+    """Yield all that is in a tree which others may change: path, its directory, attributes."""
     tree = Beneath(root_fd)
     pending = [b""]
     try:
         while pending:
             directory = pending.pop()
             below = []
-            for name, status in _names(tree, directory):
+            for name, dirfd, status in _names(tree, directory):
                 path = directory + b"/" + name if directory else name
-                yield path, status
+                yield path, dirfd, status
                 if stat.S_ISDIR(status.st_mode):
                     below.append(path)
             pending += reversed(below)
@@ -140,20 +143,23 @@ def _walk(root_fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
         tree.forget()
 
 
-def _names(tree: Beneath, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
-    """Return what is in *directory* now, by name; nothing if that is gone, or another mount."""
-    found: list[tuple[bytes, os.stat_result]] = []
+def _names(tree: Beneath, directory: bytes) -> Iterator[tuple[bytes, int, os.stat_result]]:
+    """Yield what is in *directory* now, by name; nothing if that is gone, or another mount."""
     try:
         fd = os.open(b".", _DIRECTORY, dir_fd=tree.directory(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return found
+    except OSError as error:
+        if error.errno in _GONE:
+            return
+        raise
     try:
         for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
-            with contextlib.suppress(FileNotFoundError):
-                found.append((name, os.stat(name, dir_fd=fd, follow_symlinks=False)))
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield name, fd, status
     finally:
         os.close(fd)
-    return found
 
 
 class _FreshTree(Target):

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from unionfs.driver.api import Mount
@@ -23,7 +23,6 @@ from unionfs.layer.apply import Target, apply
 from unionfs.layer.apply_attributes import Dresser
 from unionfs.layer.apply_overlay import OverlayTarget
 from unionfs.layer.apply_plain import PlainTarget
-from unionfs.layer.beneath import Beneath
 from unionfs.layer.framing import FramingWriter, rebuild
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer, is_complete, pack_changes, pack_layer
@@ -33,7 +32,7 @@ from unionfs.options import parse_options
 from unionfs.store.below import merged
 from unionfs.store.compare import shown, snapshot_changes
 from unionfs.store.store import Store
-from unionfs.union.changes import DELETED, Change
+from unionfs.union.changes import DELETED
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _UNIONS: Final = ("overlay", "fuse3.unionfs")
@@ -199,33 +198,19 @@ def write_archive(
     with _files(store, name) as root_fd:
         layered = store.driver.stat(name).parent == "" or _is_stacked(store, name)
         if layered and is_complete(root_fd, marks()):
-            packer = Packer(root_fd, writer, marks())
-            with contextlib.closing(packer):
-                pack_layer(root_fd, packer, marks())
+            pack_layer(root_fd, Packer(writer, marks()), marks())
             writer.finish()
             return
     with shown(store, name) as tree, contextlib.ExitStack() as stack:
-        root_fd = _opened(tree, stack)
-        packer = stack.enter_context(contextlib.closing(Packer(root_fd, writer, marks())))
-        pack_changes(_now(snapshot_changes(store, name), root_fd), packer)
+        changes = snapshot_changes(store, name)
+        told = ((one.path.removeprefix(b"/"), one.kind != DELETED) for one in changes)
+        pack_changes(told, _opened(tree, stack), Packer(writer, marks()))
     writer.finish()
 
 
 def _is_stacked(store: Store, name: str) -> bool:
     with viewed(store, name) as mounts:
         return _layers(mounts) is not None
-
-
-def _now(changes: Iterable[Change], root_fd: int) -> Iterator[tuple[bytes, os.stat_result | None]]:
-    """Yield each change with what is there now; the root first, which may have changed too."""
-    yield b"", os.fstat(root_fd)
-    tree = Beneath(root_fd)
-    try:
-        for change in changes:
-            path = change.path.removeprefix(b"/")
-            yield path, None if change.kind == DELETED else tree.lstat(path)
-    finally:
-        tree.forget()
 
 
 @contextlib.contextmanager

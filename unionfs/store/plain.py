@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import threading
@@ -84,8 +83,7 @@ class _Packing(io.RawIOBase):
         try:
             with os.fdopen(self._writing, "wb") as pipe:
                 writer = TarWriter(pipe.write)
-                with contextlib.closing(Packer(self._root, writer, marks)) as packer:
-                    pack_layer(self._root, packer, marks)
+                pack_layer(self._root, Packer(writer, marks), marks)
                 writer.finish()
         except BrokenPipeError:
             pass  # the reader had enough
