@@ -193,7 +193,9 @@ def unmount_all(place: str) -> None:
         try:
             detach(place)
         except MountError:
-            mounting.unmount(os.fsencode(place), lazy=True)
+            # Not because its daemon serves a copy of the mount in another namespace.
+            if mounting.mount_at(os.fsencode(place)) is not None:
+                mounting.unmount(os.fsencode(place), lazy=True)
 
 
 def _view(base: str, inside: str) -> Mount:
