@@ -41,7 +41,9 @@ SCHEMA: Final = """
     CREATE INDEX devices_of_origin ON devices (origin);
 """
 
-_COLUMNS: Final = "id, origin, size, filesystem, read_only, state, clean"
+_FIND: Final = (
+    "SELECT id, origin, size, filesystem, read_only, state, clean FROM devices WHERE id = ?"
+)
 #: ``struct flock`` as fcntl(2) takes it: type, whence, start, length, pid.
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
@@ -346,7 +348,7 @@ class Devices:
     # Rows and locks
 
     def _find(self, number: int) -> Device:
-        rows = self._database.rows(f"SELECT {_COLUMNS} FROM devices WHERE id = ?", (number,))
+        rows = self._database.rows(_FIND, (number,))
         if not rows:
             raise FaultyError(f"device {number}: there is none of that number")
         number, origin, size, filesystem, read_only, state, clean = rows[0]

@@ -74,14 +74,13 @@ def _launch(run: str, nodes: list[Mapping[str, Any]], *, read_only: bool) -> Non
         "growable": False,
         "allow-other": "off",
     }
-    blocks = [word for node in nodes for word in ("--blockdev", json.dumps(node))]
-    # Names relative to where it starts: a socket's path may have 107 bytes at most.
-    programs.run(
-        [DAEMON, *blocks, "--export", json.dumps(export)]
-        + ["--chardev", "socket,id=commands,path=qmp,server=on,wait=off"]
-        + ["--monitor", "chardev=commands", "--daemonize", "--pidfile", os.path.join(run, "pid")],
-        place=run,
-    )
+    arguments = [word for node in nodes for word in ("--blockdev", json.dumps(node))]
+    arguments += ["--export", json.dumps(export)]
+    # A name relative to where it starts: the path of a socket may have 107 bytes at most.
+    arguments += ["--chardev", "socket,id=commands,path=qmp,server=on,wait=off"]
+    arguments += ["--monitor", "chardev=commands"]
+    arguments += ["--daemonize", "--pidfile", os.path.join(run, "pid")]
+    programs.run([DAEMON, *arguments], place=run)
 
 
 def _attach(run: str, *, read_only: bool) -> str:

@@ -141,10 +141,9 @@ class Ext4(FileSystem):
     def format(self, device: str, size: int) -> None:
         # What the journal takes a snapshot pays again; 16 MiB are as fast as more.
         journal = min(16, max(4, size // _MIB // 16))
-        programs.run(
-            ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-J", f"size={journal}"]
-            + ["-E", "lazy_itable_init=0,lazy_journal_init=0", device]
-        )
+        layout = ("-b", "4096", "-m", "0", "-J", f"size={journal}")
+        now = "lazy_itable_init=0,lazy_journal_init=0"
+        programs.run(["mkfs.ext4", "-q", "-F", *layout, "-E", now, device])
 
     def is_clean(self, device: str) -> bool:
         with open(device, "rb", buffering=0) as file:
