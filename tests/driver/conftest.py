@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver.drivers import KITS, Ground, home_of
+from tests.driver.drivers import KITS, Ground, home_of, offer_example
 from tests.watchdog import Watchdog
+
+
+@pytest.fixture(scope="session", autouse=True)
+def example(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The driver of another package, as the documentation has it."""
+    offer_example(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(params=KITS)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import system
-from tests.mounts import device_minor
+from tests.mounts import REPOSITORY, device_minor
 from tests.watchdog import Watchdog
 from unionfs.driver.api import Driver
 from unionfs.driver.attach import attach, detach
@@ -32,13 +34,28 @@ class Kit(NamedTuple):
     #: What it does not keep, as `tree.differences` calls it. Overlayfs counts links of a lower file
     #: that a layer above deletes, and the kernel's fills holes when it copies up.
     loses: tuple[str, ...] = ()
+    #: Whether each snapshot takes as much as its whole tree.
+    whole: bool = False
 
 
 #: By the name that tests show. Each is made to work here or skipped by name.
 KITS: dict[str, Kit] = {
     "overlay": Kit("overlay", loses=("file.nlink",)),
     "overlay-kernel": Kit("overlay", {"mounter": "kernel"}, loses=("file.nlink", "holes")),
+    "example": Kit("copy", whole=True),
 }
+
+EXAMPLE = REPOSITORY / "docs/examples/copydriver.py"
+
+
+def offer_example(site: Path) -> None:
+    """Have the example's driver found, as a package in the directory *site* offers it."""
+    about = site / "copydriver-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: copydriver\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[unionfs.drivers]\ncopy = copydriver:CopyDriver\n")
+    shutil.copy(EXAMPLE, site)
+    sys.path.append(str(site))
 
 
 @contextlib.contextmanager
