@@ -42,6 +42,8 @@ class Kit(NamedTuple):
 KITS: dict[str, Kit] = {
     "overlay": Kit("overlay", loses=("file.nlink",)),
     "overlay-kernel": Kit("overlay", {"mounter": "kernel"}, loses=("file.nlink", "holes")),
+    "block-ext4": Kit("block", {"size": "1G"}, overhead=4 << 20),
+    "block-xfs": Kit("block", {"size": "1G", "fs": "xfs"}, overhead=8 << 20),
     "example": Kit("copy", whole=True),
 }
 

@@ -52,10 +52,12 @@ FALLOC_KEEP_SIZE: Final = 0x01
 
 # One number on every architecture: calls added since Linux 5.1 share the table.
 _SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
 _OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _FICLONE: Final = 0x40049409
 #: Requests for a file system's UUID: number, what to ask with, where the answer stands.
@@ -132,6 +134,12 @@ def open_tree_clone(dirfd: int, path: bytes) -> int:
     """
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (0 if path else AT_EMPTY_PATH)
     return _check(_syscall(_SYS_OPEN_TREE, dirfd, path, flags), path)
+
+
+def move_mount(mount_fd: int, target: bytes) -> None:
+    """Put the mount *mount_fd*, which is nowhere yet, on *target* (move_mount(2))."""
+    where = (mount_fd, b"", AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_syscall(_SYS_MOVE_MOUNT, *where), target)
 
 
 def mount_setattr(mount_fd: int, attributes: int) -> None:
