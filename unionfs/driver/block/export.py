@@ -28,7 +28,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from unionfs.driver.block import loop, programs
+from unionfs.driver import programs
+from unionfs.driver.block import loop
 from unionfs.errors import StoreError
 from unionfs.fuse import mounting
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final
 
-from unionfs.driver.block import programs
+from unionfs.driver import programs
 from unionfs.errors import FaultyError, StoreError
 
 ROOT: Final = "root"

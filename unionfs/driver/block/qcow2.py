@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from unionfs.driver.block import export, programs
+from unionfs.driver import programs
+from unionfs.driver.block import export
 from unionfs.driver.block.engine import Engine
 from unionfs.errors import FaultyError
 

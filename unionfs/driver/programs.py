@@ -1,4 +1,4 @@
-"""The programs that the block driver runs, and the packages that have them."""
+"""The programs that drivers run, and the packages that have them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ _PACKAGES: Final = {
     "resize2fs": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
     "xfs_growfs": "xfsprogs",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
     "fsfreeze": "util-linux",
     "mount": "mount",
-    "btrfs": "btrfs-progs",
+    "cp": "coreutils",
 }
+_END_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 #: Seconds after which a program that should be quick is taken to hang.
 _PATIENCE: Final = 300
 
@@ -47,11 +49,11 @@ def require(*programs: str) -> None:
 def run(arguments: Sequence[str], *, place: str = "/") -> str:
     """Run a program in the directory *place* and return what it printed.
 
-    Raises `ProgramError` with the last line that it said, `UnsupportedError` where it is missing.
+    It is killed if we are: what it makes would else grow while others remove it. Raises `ProgramError` with the last line that it said, `UnsupportedError` where it is missing.
     """
     try:
         done = subprocess.run(
-            arguments,
+            [*_END_WITH_US, *arguments],
             cwd=place,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -61,11 +63,12 @@ def run(arguments: Sequence[str], *, place: str = "/") -> str:
             check=False,
         )
     except FileNotFoundError:
-        require(arguments[0])
+        require(_END_WITH_US[0])
         raise
     except subprocess.TimeoutExpired as error:
         raise ProgramError(f"{arguments[0]}: not done after {_PATIENCE} seconds", 124) from error
     if done.returncode != 0:
+        require(_END_WITH_US[0], arguments[0])
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         last = said[-1] if said else f"exit status {done.returncode}"
         raise ProgramError(
