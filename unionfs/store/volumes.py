@@ -27,6 +27,7 @@ from unionfs.errors import (
     MountError,
     NotFoundError,
     StoreError,
+    UnsupportedError,
 )
 from unionfs.fuse import mounting
 from unionfs.store import views
@@ -116,6 +117,7 @@ class Volumes:
             if (there := self._there(name, driver, options)) is not None:
                 return there
             keeper = driver or self.store.driver.name
+            self._require_limit(keeper, options)
             parent = ""
             if "from" in options:
                 options["from"], parent = held.enter_context(
@@ -123,6 +125,16 @@ class Volumes:
                 )
             new = Volume(name, keeper, options, labels, time.time_ns(), "", 0)
             return self._add(new, parent)
+
+    def _require_limit(self, driver: str, options: Mapping[str, str]) -> None:
+        """Raise `UnsupportedError` for a size that would not be kept."""
+        if "size" not in options or "type" in options:
+            return
+        if not self.store.driver_called(driver).capabilities.quota:
+            raise UnsupportedError(
+                f"size={options['size']}: the driver {driver} cannot limit a volume; use --driver"
+                " block, or --opt type=tmpfs for one in memory"
+            )
 
     def _there(self, name: str, driver: str | None, options: Mapping[str, str]) -> Volume | None:
         """Return the volume *name* if it is as wanted. Raises `AlreadyExistsError` if not."""
