@@ -28,6 +28,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "pyfuse3": {"fuse/libfuse.py"},
     "ctypes": {"layer/syscalls.py", "fuse/mounting.py"},
+    "backports": {"layer/compression.py"},
 }
 
 
