@@ -172,6 +172,8 @@ class _Handlers(pyfuse3.Operations):
         super().__init__()
         self._fs = filesystem
         self._entry_timeout, self._negative_timeout, self._attr_timeout = options.timeouts()
+        # Unless others change the layers, pages stay good between two opens.
+        self._keeps_pages = not options.layers_change
         self.initialised = trio.Event()
 
     def init(self) -> None:
@@ -280,11 +282,12 @@ class _Handlers(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         entry, opened = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
-        return _file_info(opened), self._entry(entry)
+        return _file_info(opened, keep_pages=self._keeps_pages), self._entry(entry)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        return _file_info(await self._fs.open(inode, flags))
+        opened = await self._fs.open(inode, flags)
+        return _file_info(opened, keep_pages=self._keeps_pages)
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -368,6 +371,5 @@ def _caller(ctx: Any) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
-def _file_info(opened: Opened) -> pyfuse3.FileInfo:
-    # The union is the only writer of its layers, so pages stay good between two opens.
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(opened.handle), keep_cache=True)
+def _file_info(opened: Opened, *, keep_pages: bool) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(opened.handle), keep_cache=keep_pages)
