@@ -251,7 +251,7 @@ def grounds(
     yield made
     made.clear()
     made.mounted.end()
-    assert "Traceback" not in made.mounted.log, made.mounted.log
+    assert ": ERROR: " not in made.mounted.log, made.mounted.log
 
 
 @pytest.mark.slow
