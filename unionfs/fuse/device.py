@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import queue
 import struct
@@ -31,10 +30,11 @@ from unionfs.fuse.protocol import Init, Opcode, Valid
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
 from unionfs.fuse.rereading import NOT_WANTED, RereadingRequests
 from unionfs.fuse.workers import Workers
+from unionfs.log import Log
 from unionfs.options import MountOptions
 from unionfs.waiting import Blocking
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 #: What the device says when the mount is gone: unmounted, aborted, or closed by ourselves.
 _DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)

@@ -22,12 +22,13 @@ from unionfs.errors import MountError
 from unionfs.fuse.interface import Attr, Caller, Changes, Opened
 from unionfs.fuse.mounting import words_of_libfuse
 from unionfs.fuse.tasks import on_trio
+from unionfs.log import OUTPUT, Log, described
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Entry, FileSystem
     from unionfs.options import MountOptions
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -55,9 +56,17 @@ def _answered(
     return answered
 
 
-def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Pass over replies that nobody waits for any more: interrupted, or unmounted."""
-    return "fuse_reply_* failed with No such file or directory" not in record.getMessage()
+class _Handler(logging.Handler):
+    """Hands on what pyfuse3 and trio log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        # A reply that nobody waits for any more: interrupted, or unmounted.
+        if "fuse_reply_* failed with No such file or directory" in text:
+            return
+        if record.exc_info:
+            text += f"\n{described(record.exc_info[1])}"
+        OUTPUT.line(record.name, record.levelname, text)
 
 
 class PyfuseSession:
@@ -70,7 +79,8 @@ class PyfuseSession:
         self._trio: trio.lowlevel.TrioToken | None = None
         self._stopping = False
         filesystem.connect(_Pyfuse())
-        logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
+        level = logging.DEBUG if options.debug else logging.WARNING
+        logging.basicConfig(handlers=[_Handler()], level=level)
 
     def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
         # libfuse takes a comma for the end of an option unless it is escaped.

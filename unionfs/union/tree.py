@@ -7,7 +7,6 @@ as their first argument; it is the state that all requests share.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
 from unionfs.layer import handles, xattrs
 from unionfs.layer.tree import ABSENT, identity_of
 from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
+from unionfs.log import Log
 from unionfs.union import merge, whiteouts
 from unionfs.union.freshness import Freshness
 from unionfs.union.links import read_extra_links
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from unionfs.options import MountOptions
     from unionfs.union.merge import Found
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def fail(code: int, name: bytes | None = None) -> NoReturn:
