@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import queue
 import struct
@@ -29,11 +28,13 @@ from unionfs.fuse.openless import OpenlessRequests
 from unionfs.fuse.placement import Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
+from unionfs.fuse.rereading import NOT_WANTED, RereadingRequests
 from unionfs.fuse.workers import Workers
+from unionfs.log import Log
 from unionfs.options import MountOptions
 from unionfs.waiting import Blocking
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 #: What the device says when the mount is gone: unmounted, aborted, or closed by ourselves.
 _DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
@@ -194,15 +195,21 @@ class DeviceSession:
     def _choose(self, offered: Init) -> Init:
         """Choose what to take of what the kernel offers, and so how files are opened.
 
-        Passthrough needs an OPEN for every file; without it there is none at all.
+        Passthrough needs an OPEN for every file, and so do files that others change; else
+        there is none at all.
         """
         timeouts = _timeouts(self._options)
+        changing = self._options.layers_change
+        wanted = _WANTED & ~NOT_WANTED if changing else _WANTED
         if self._options.passthrough != "off" and mounting.may_pass_through():
             self._passthrough = bool(offered & Init.PASSTHROUGH)
-        if self._passthrough:
-            self._handlers = Requests(self._fs, timeouts).handlers()
+        if self._passthrough or changing:
+            requests = (RereadingRequests if changing else Requests)(self._fs, timeouts)
+            self._handlers = requests.handlers()
+            if self._passthrough:
+                wanted |= Init.PASSTHROUGH
             # With this, OPEN does the truncation; so it must not be answered ENOSYS.
-            return offered & (_WANTED | Init.PASSTHROUGH | Init.ATOMIC_O_TRUNC)
+            return offered & (wanted | Init.ATOMIC_O_TRUNC)
         self._handlers = OpenlessRequests(self._fs, timeouts).handlers()
         return offered & (_WANTED | Init.NO_OPEN_SUPPORT)
 
