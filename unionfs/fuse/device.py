@@ -25,7 +25,7 @@ from unionfs.errors import MountError
 from unionfs.fuse import mounting, protocol
 from unionfs.fuse.interface import FileSystem
 from unionfs.fuse.openless import OpenlessRequests
-from unionfs.fuse.placement import Placement, Reader
+from unionfs.fuse.placement import HIDDEN, NOBODY, Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
 from unionfs.fuse.rereading import NOT_WANTED, RereadingRequests
@@ -44,6 +44,10 @@ _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 _ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
 _WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+#: The kernel makes these by itself, as nobody's: who caused them goes on meanwhile.
+_UNAWAITED: Final = (*_WITHOUT_REPLY, Opcode.RELEASE, Opcode.RELEASEDIR)
+#: Writes of less copy so little that others need not read meanwhile; such reads are not `brief`.
+_MUCH: Final = 64 * 1024
 
 _WANTED: Final = (
     Init.ASYNC_READ
@@ -251,25 +255,28 @@ class DeviceSession:
     def _run(self, raw: memoryview, reader: Reader) -> int:
         """Run a request until it ends, or has to wait while nobody else reads.
 
-        Return the thread that made it, inverted (and so negative, even for 0, which is a
-        thread of another pid namespace) if a worker goes on with it.
+        Return the thread that waits for it (``NOBODY``, or ``HIDDEN`` in another pid
+        namespace), inverted (and so negative, even for 0) if a worker goes on with it.
         """
         pid: int
         try:
             size, opcode, unique, node, uid, gid, pid, _, _ = _unpack_header(raw)
         except struct.error:
             log.warning("%d bytes are no request", len(raw))
-            return 0
+            return NOBODY
         self.counts[opcode] += 1
+        client = pid or (NOBODY if opcode in _UNAWAITED else HIDDEN)
         handler = self._handlers.get(opcode)
         if handler is None or size != len(raw):
             self._refuse(opcode, unique, errno.ENOSYS if handler is None else errno.EINVAL)
-            return pid
+            return client
         with self._lock:
             if self._ending:
-                return pid  # it ends with the mount
+                return client  # it ends with the mount
             request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
             step, reply, code = self._advance(opcode, request, None, None)
+        if step is not None and not (step.brief and size < _MUCH and opcode == Opcode.WRITE):
+            reader.apart()
         while step is not None:
             if step.brief:
                 step, reply, code = self._resume(opcode, request, step)
@@ -277,12 +284,11 @@ class DeviceSession:
                 with self._workers.another():
                     step, reply, code = self._resume(opcode, request, step)
             else:
-                reader.waits()
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
-                return ~pid
+                return ~client
         if opcode not in _WITHOUT_REPLY:
             self._reply(unique, code, reply)
-        return pid
+        return client
 
     def _finish(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> None:
         """Run what is left of a request, its waiting included, in a worker thread."""
