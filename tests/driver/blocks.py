@@ -90,7 +90,7 @@ class Blocks:
         bases = driver_bases(self.home)
         assert sorted(os.listdir(self.home / "images")) == bases, "images of nobody"
         for path, tag in self._loops:
-            assert tag is None or loop.tag_of(path) != tag, f"{path} is left over"
+            assert loop.tag_of(path) not in (tag, loop.GONE), f"{path} is left over"
 
 
 def driver_bases(home: Path) -> list[str]:
