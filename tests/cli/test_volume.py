@@ -251,6 +251,20 @@ def test_a_view(command: Command, run: Run) -> None:
     run("umount", "m")
 
 
+def test_a_view_of_an_image(command: Command, run: Run) -> None:
+    environment = {"UNIONFS_ROOT": str(command.base / "store")}
+    command.run("image", "import", "l2", "tool:1", env=environment)
+    for name in ("one", "two"):
+        run("create", "--opt", "from=tool:1", name)
+    run("mount", "one", "m")
+    (command.target / "file").write_text("changed")
+    run("umount", "m")
+    run("mount", "two", "m")
+    assert (command.target / "file").read_text() == "two"
+    assert (command.target / "d/deep").read_text() == "deep"
+    run("umount", "m")
+
+
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "tar.zst", "tzst"])
 def test_backup_and_restore(command: Command, run: Run, ending: str) -> None:
     run("create", "data")

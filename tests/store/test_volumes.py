@@ -19,6 +19,7 @@ import pytest
 from tests import system, tree
 from tests.driver import changes
 from tests.store.volume_ground import VolumeGround
+from unionfs import registry
 from unionfs.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -28,7 +29,9 @@ from unionfs.errors import (
     StoreError,
     UnsupportedError,
 )
+from unionfs.fuse import mounting
 from unionfs.store import views
+from unionfs.store.store import Store
 from unionfs.store.volume import ANONYMOUS
 from unionfs.store.volume_garbage import cleanup
 from unionfs.store.volumes import Volumes
@@ -227,6 +230,67 @@ def test_mounting_that_fails_is_no_use(ground: VolumeGround) -> None:
     with pytest.raises(NotFoundError, match="/nowhere/at/all: no such directory"):
         volumes.mount("gone", str(ground.place()))
     assert volumes.in_use() == set()
+
+
+def test_the_daemon_of_a_view_is_killed(ground: VolumeGround) -> None:
+    """Its users see it is dead; once they are gone, all that was written is there again."""
+    host = ground.place()
+    ground.volumes.create("view", options={"from": str(host)})
+    with ground.at("view") as root:
+        (root / "file").write_text("kept")
+        entry = mounting.mount_at(os.fsencode(ground.root / "volumes/view/_data"))
+        assert entry is not None
+        record = registry.find(entry)
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        assert registry.wait_for_end(record, 5)
+        with pytest.raises(OSError, match=r"not connected|connection abort"):
+            os.listdir(root)
+        with pytest.raises(FailedPreconditionError, match=f"is dead.*{root}"):
+            ground.volumes.mount("view", str(ground.place()))
+    with ground.at("view") as root:
+        assert (root / "file").read_text() == "kept"
+
+
+def test_an_ordinary_user(ground: VolumeGround) -> None:
+    """All but mounting works, and where the files are is told."""
+    home = ground.base / "user"
+    home.mkdir()
+    os.chown(home, 1234, 1234)
+    target = home / "target"
+
+    def do() -> None:
+        os.setgroups([])
+        os.setresgid(1234, 1234, 1234)
+        os.setresuid(1234, 1234, 1234)
+        target.mkdir()
+        store = Store.open(str(home / "store"), "overlay", {})
+        volumes = Volumes(store)
+        volumes.create("vol")
+        place = Path(volumes.hold("vol", "me", os.getpid()).path)
+        (place / "file").write_text("mine")
+        with pytest.raises(MountError, match=f"the files are in {place}"):
+            volumes.mount("vol", str(target))
+        with pytest.raises(FailedPreconditionError, match="in use by me"):
+            views.snapshot(volumes, "vol")
+        assert (Path(volumes.tree(volumes.find("vol")).mountpoint) / "file").exists()
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            do()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_run_asks_for(ground: VolumeGround) -> None:
+    """One that is there, whatever it is, or a new one."""
+    made = ground.volumes.create("mem", options={"type": "tmpfs"})
+    assert ground.volumes.obtain("mem") == made
+    assert ground.volumes.obtain("new") == ground.volumes.find("new")
 
 
 def test_read_only(ground: VolumeGround) -> None:

@@ -134,6 +134,13 @@ class VolumeTree:
                 f"{self._volume.name}: in use by {users[0]}, but {self.mountpoint} is not mounted"
                 " in this mount namespace; use it in that one, or end that use first"
             )
+        try:
+            os.stat(self.mountpoint)
+        except OSError as error:
+            raise FailedPreconditionError(
+                f"{self._volume.name}: what serves it is dead ({error.strerror}); it can be used"
+                f" again when {', '.join(users)} no longer uses it"
+            ) from error
         return self.mountpoint
 
     def _mount(self) -> str:
