@@ -258,12 +258,24 @@ class DeviceSession:
         if handler is None or size != len(raw):
             self._refuse(opcode, unique, errno.ENOSYS if handler is None else errno.EINVAL)
             return pid
+        reply: Reply = None
+        request: Request | None = None
+        step: Blocking | None = None
+        code = 0
         with self._lock:
             if self._ending:
                 return pid  # it ends with the mount
-            request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
-            step, reply, code = self._advance(opcode, request, None, None)
-        while step is not None:
+            try:
+                answer = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
+            except Exception as error:  # noqa: BLE001 - becomes an errno
+                code = _errno_of(opcode, error)
+            else:
+                if answer is None or isinstance(answer, (bytes, bytearray, memoryview)):
+                    reply = answer
+                else:
+                    request = answer
+                    step, reply, code = self._advance(opcode, request, None, None)
+        while request is not None and step is not None:
             if step.brief:
                 step, reply, code = self._resume(opcode, request, step)
             elif self._reading:
@@ -308,16 +320,8 @@ class DeviceSession:
             return request.throw(failure), None, 0
         except StopIteration as end:
             return None, end.value, 0
-        except OSError as error:
-            code = error.errno or 0
-            # Others are the kernel's own, which leak out of some file systems: it refuses them.
-            return None, None, code if 0 < code < _ERRNOS else errno.EIO
-        except (struct.error, OverflowError):
-            # A body that is too short, a number that no system call takes: not the kernel's.
-            return None, None, errno.EINVAL
-        except Exception:
-            log.exception("%s failed", _opcode_name(opcode))
-            return None, None, errno.EIO
+        except Exception as error:  # noqa: BLE001 - becomes an errno
+            return None, None, _errno_of(opcode, error)
 
     def _refuse(self, opcode: int, unique: int, code: int) -> None:
         if opcode in _WITHOUT_REPLY:
@@ -366,6 +370,19 @@ def _timeouts(options: MountOptions) -> Timeouts:
     return Timeouts(
         valid(options.entry_timeout), valid(options.negative_timeout), valid(options.attr_timeout)
     )
+
+
+def _errno_of(opcode: int, error: Exception) -> int:
+    """Return what to reply to a request that ended with *error*."""
+    if isinstance(error, OSError):
+        code = error.errno or 0
+        # Others are the kernel's own, which leak out of some file systems: it refuses them.
+        return code if 0 < code < _ERRNOS else errno.EIO
+    if isinstance(error, struct.error | OverflowError):
+        # A body that is too short, a number that no system call takes: not the kernel's.
+        return errno.EINVAL
+    log.error("%s failed", _opcode_name(opcode), exc_info=error)
+    return errno.EIO
 
 
 def _opcode_name(opcode: int) -> str:

@@ -248,17 +248,10 @@ class MergedTree:
         options = self.options
         return Attr(
             node.ino,
-            status.st_mode,
             self._nlink(node, status),
             status.st_uid if options.squash_to_uid is None else options.squash_to_uid,
             status.st_gid if options.squash_to_gid is None else options.squash_to_gid,
-            status.st_rdev,
-            status.st_size,
-            status.st_blocks,
-            status.st_blksize,
-            status.st_atime_ns,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
+            status,
         )
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
