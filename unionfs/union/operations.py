@@ -78,8 +78,8 @@ class UnionFS:
 
     async def setattr(self, node: int, changes: Changes) -> Attr:
         found = self._nodes.get(node)
-        await attributes.set_attributes(self._tree, found, changes)
-        return self._tree.attr(found)
+        status = await attributes.set_attributes(self._tree, found, changes)
+        return self._tree.attr(found, status)
 
     def getxattr(self, node: int, name: bytes) -> bytes:
         return attributes.get_xattr(self._tree, self._nodes.get(node), name)
@@ -177,17 +177,17 @@ class UnionFS:
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         made = create.create_file(self._tree, directory, name, mode, caller)
-        return self._created(*made, flags, mode)
+        return self._created(*made, flags)
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         made = create.create_nameless(self._tree, directory, mode, flags, caller)
-        return self._created(*made, flags, mode)
+        return self._created(*made, flags)
 
     def _created(
-        self, node: FileNode, fd: int, status: os.stat_result, flags: int, mode: int
+        self, node: FileNode, fd: int, status: os.stat_result, flags: int
     ) -> tuple[Entry, Opened]:
-        opened = self._files.adopt(node, fd, flags, mode)
+        opened = self._files.adopt(node, fd, flags, status)
         try:
             return self._entry(node, status), opened
         except BaseException:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
@@ -209,25 +210,39 @@ class MergedTree:
                 # Need not be opened for this; elsewhere that tells what is mounted on it.
                 return os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
             return os.fstat(top.fd())
+        if isinstance(node, FileNode) and node.opened is not None:
+            return os.fstat(node.opened.fd)
         dirfd, name = self.location(node)
         return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
 
     @contextmanager
-    def object(self, node: Node) -> Iterator[bytes]:
-        """Yield a path that leads to what *node* shows, whatever its names do meanwhile."""
+    def object(self, node: Node) -> Iterator[bytes | int]:
+        """Yield what leads to what *node* shows, whatever its names do meanwhile.
+
+        That is a descriptor of a regular file, if we may read it; else a path that leads to
+        one with O_PATH, by which system calls cost more.
+        """
         fd = node.pinned
         if isinstance(node, DirNode):
             fd = fd if fd >= 0 else node.top().fd()
         elif fd < 0 and isinstance(node, FileNode) and node.opened is not None:
-            fd = node.opened.fd
+            yield node.opened.fd
+            return
         if fd >= 0:
             yield xattrs.fd_path(fd)
             return
-        fd = self.open_object(node)
+        fd, complete = self._open_readable(node)
         try:
-            yield xattrs.fd_path(fd)
+            yield fd if complete else xattrs.fd_path(fd)
         finally:
             os.close(fd)
+
+    def _open_readable(self, node: Node) -> tuple[int, bool]:
+        """Open what *node* shows; say whether for reading, or O_PATH."""
+        if node.kind == stat.S_IFREG:
+            with suppress(PermissionError):
+                return self.open_object(node, os.O_RDONLY | os.O_NONBLOCK), True
+        return self.open_object(node), False
 
     def open_object(self, node: Node, flags: int = os.O_PATH) -> int:
         """Open what *node* shows with *flags*; the caller closes the descriptor."""
