@@ -42,7 +42,7 @@ _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 #: Errnos that a reply may have are below this.
 _ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
-_WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+_WITHOUT_REPLY: Final = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)))
 
 _WANTED: Final = (
     Init.ASYNC_READ

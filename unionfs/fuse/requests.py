@@ -59,7 +59,7 @@ class Requests:
     def handlers(self) -> dict[int, Handler]:
         """Return the handler of every opcode that is served."""
         return {
-            opcode: getattr(self, opcode.name.lower())
+            int(opcode): getattr(self, opcode.name.lower())
             for opcode in Opcode
             if hasattr(self, opcode.name.lower())
         }

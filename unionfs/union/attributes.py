@@ -41,7 +41,8 @@ async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> os.s
     if not await copy_up(tree, node, changes=changes):
         _settle(tree, node)
         status = _change(tree, node, changes)
-    _may_have_set_ids(node, with_times=(changes.size, changes.mtime_ns) != (None, None))
+    moved = changes.size is not None or changes.mtime_ns is not None
+    _may_have_set_ids(node, status, with_times=moved)
     return status
 
 
@@ -91,11 +92,13 @@ def set_size(tree: MergedTree, node: Node, size: int) -> None:
         os.truncate(xattrs.path_to(target), size)
 
 
-def _may_have_set_ids(node: Node, *, with_times: bool = False) -> None:
+def _may_have_set_ids(
+    node: Node, status: os.stat_result | None = None, *, with_times: bool = False
+) -> None:
     """Let the next write look for setuid, setgid and capabilities again."""
     if isinstance(node, FileNode) and node.opened is not None:
         node.opened.may_strip = True
-        passthrough.set_ids_changed(node, with_times=with_times)
+        passthrough.set_ids_changed(node, status, with_times=with_times)
 
 
 def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = False) -> bool:

@@ -72,16 +72,18 @@ async def refuse_writing(node: FileNode) -> None:
         fail(errno.ETXTBSY)
 
 
-def set_ids_changed(node: FileNode, *, with_times: bool) -> None:
+def set_ids_changed(node: FileNode, status: os.stat_result | None, *, with_times: bool) -> None:
     """Remember since when a file that the kernel may be writing is setuid or setgid.
 
     It has been settled before; so what was written meanwhile counts as written after the
-    change, unless that moved the times, too (*with_times*).
+    change, unless that moved the times, too (*with_times*). *status* are its attributes since,
+    if they were read.
     """
     opened = node.opened
     if opened is None or not opened.backing or opened.backs_lower:
         return
-    status = os.fstat(opened.fd)
+    if status is None:
+        status = os.fstat(opened.fd)
     since = status.st_mtime_ns if with_times else opened.known_mtime
     opened.set_ids_since = since if status.st_mode & _SET_IDS else None
 

@@ -144,7 +144,10 @@ class NodeTable:
         """Take a new node in, standing for the objects *reals*."""
         self._nodes[node.ino] = node
         for real in reals:
-            self.stands_for(node, real)
+            if real == node.ino and node.real < 0 and real not in self._by_real:
+                node.real = real  # as most are: found by the number that it shows
+            else:
+                self.stands_for(node, real)
 
     def stands_for(self, node: Node, real: int) -> None:
         """Let *node* stand for one more object: its copy, or what it was copied from."""

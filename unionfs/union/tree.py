@@ -10,8 +10,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
@@ -51,6 +50,24 @@ class Identity(NamedTuple):
         umask = os.umask(0o077)
         os.umask(umask)
         return cls(os.geteuid(), os.getegid(), umask)
+
+
+class Reached:
+    """What leads to an object for a while: see ``MergedTree.object``."""
+
+    __slots__ = ("_own", "_target")
+
+    def __init__(self, target: bytes | int, own: int = -1) -> None:
+        self._target = target
+        #: The descriptor that was opened for it, else -1.
+        self._own = own
+
+    def __enter__(self) -> bytes | int:
+        return self._target
+
+    def __exit__(self, *_: object) -> None:
+        if self._own >= 0:
+            os.close(self._own)
 
 
 class MergedTree:
@@ -215,9 +232,8 @@ class MergedTree:
         dirfd, name = self.location(node)
         return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
 
-    @contextmanager
-    def object(self, node: Node) -> Iterator[bytes | int]:
-        """Yield what leads to what *node* shows, whatever its names do meanwhile.
+    def object(self, node: Node) -> Reached:
+        """Give, for a ``with``, what leads to what *node* shows, whatever its names do meanwhile.
 
         That is a descriptor of a regular file, if we may read it; else a path that leads to
         one with O_PATH, by which system calls cost more.
@@ -226,16 +242,11 @@ class MergedTree:
         if isinstance(node, DirNode):
             fd = fd if fd >= 0 else node.top().fd()
         elif fd < 0 and isinstance(node, FileNode) and node.opened is not None:
-            yield node.opened.fd
-            return
+            return Reached(node.opened.fd)
         if fd >= 0:
-            yield xattrs.fd_path(fd)
-            return
+            return Reached(xattrs.fd_path(fd))
         fd, complete = self._open_readable(node)
-        try:
-            yield fd if complete else xattrs.fd_path(fd)
-        finally:
-            os.close(fd)
+        return Reached(fd if complete else xattrs.fd_path(fd), fd)
 
     def _open_readable(self, node: Node) -> tuple[int, bool]:
         """Open what *node* shows; say whether for reading, or O_PATH."""
