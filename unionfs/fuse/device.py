@@ -42,7 +42,7 @@ _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 #: Errnos that a reply may have are below this.
 _ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
-_WITHOUT_REPLY: Final = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)))
+_WITHOUT_REPLY: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 
 _WANTED: Final = (
     Init.ASYNC_READ
@@ -64,6 +64,10 @@ _WANTED: Final = (
 
 _unpack_header: Final = protocol.IN_HEADER.unpack_from
 _HEADER_SIZE: Final = protocol.IN_HEADER.size
+_pack_header: Final = protocol.OUT_HEADER.pack
+_REPLY_HEADER_SIZE: Final = protocol.OUT_HEADER.size
+#: Replies of up to this size (bytes) are put together before they are written.
+_SMALL: Final = 4096
 
 Request = Coroutine[Blocking, Any, Reply]
 
@@ -332,13 +336,13 @@ class DeviceSession:
         self._reply(unique, code, None)
 
     def _reply(self, unique: int, code: int, body: Reply) -> None:
-        if body:
-            head = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), 0, unique)
-            parts: tuple[bytes | bytearray | memoryview, ...] = (head, body)
-        else:
-            parts = (protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size, -code, unique),)
+        body = body or b""
+        head = _pack_header(_REPLY_HEADER_SIZE + len(body), -code, unique)
         try:
-            os.writev(self._fd, parts)
+            if len(body) <= _SMALL:
+                os.write(self._fd, head + body)  # one buffer costs less than two
+            else:
+                os.writev(self._fd, (head, body))
         except OSError as error:
             # ENOENT: nobody waits for it any more.
             if error.errno not in (*_DISCONNECTED, errno.ENOENT):
