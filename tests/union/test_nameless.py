@@ -94,6 +94,19 @@ async def test_it_is_its_makers(client: Client, directory: str, mode: int, gid: 
     await drop(client, entry, handle)
 
 
+async def test_a_default_acl_counts_from_when_it_is_set(client: Client) -> None:
+    """That there was none is remembered from one new file to the next."""
+    parent = client.took(client.fs.mkdir(ROOT_ID, b"later", 0o755, CALLER))
+    who = CALLER._replace(umask=0o077)
+    for name, mode in ((b"before", 0o600), (b"after", 0o660)):
+        entry, file = client.fs.create(parent, name, 0o666, os.O_RDWR, who)
+        assert entry.attr.status.st_mode & 0o777 == mode
+        client.fs.release(file.handle)
+        client.forget(client.took(entry))
+        await client.setxattr("later", ACL_DEFAULT, DEFAULT)
+    client.forget(parent)
+
+
 async def test_it_inherits_the_acl_in_place_of_the_umask(client: Client) -> None:
     entry, handle = await make(client, "acl", 0o666, umask=0o077)
     assert entry.attr.status.st_mode & 0o777 == 0o660
