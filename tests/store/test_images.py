@@ -434,16 +434,16 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_leaves_the_store_as_it_was(ground: Ground, name: str) -> None:
+def test_what_is_broken_leaves_the_store_as_it_was(overlay: Ground, name: str) -> None:
     change, reason = BROKEN[name]
-    path = bundles.write_tar(ground.base / "in", broken(change)())
+    path = bundles.write_tar(overlay.base / "in", broken(change)())
     with pytest.raises(ArchiveError) as caught:
-        ground.add(path, "app")
+        overlay.add(path, "app")
     assert reason in str(caught.value)
-    ground.require_empty()
+    overlay.require_empty()
     # And so that what is whole can come in.
-    ground.add(FORMS["OCI archive"](ground.base), "app")
-    require_app(ground, "app")
+    overlay.add(FORMS["OCI archive"](overlay.base), "app")
+    require_app(overlay, "app")
 
 
 def test_what_is_no_image(overlay: Ground) -> None:

@@ -59,9 +59,12 @@ def apply(tape: Tape, target: Target, *, vouched: bool = False) -> None:
             target.put(member, tape)
         target.finish()
     except OSError as error:
-        if error.errno in _IMPOSSIBLE and member is not None:
+        if member is None or error.errno is None:
+            raise
+        if error.errno in _IMPOSSIBLE:
             raise refuse(member.path, os.strerror(error.errno)) from error
-        raise
+        # What it happened with: a descriptor says nothing.
+        raise OSError(error.errno, os.strerror(error.errno), shown(member.path)) from error
     except OverflowError as error:  # a number that no system call takes
         assert member is not None
         raise refuse(member.path, str(error)) from error
