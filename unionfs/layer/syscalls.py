@@ -52,10 +52,12 @@ FALLOC_KEEP_SIZE: Final = 0x01
 
 # One number on every architecture: calls added since Linux 5.1 share the table.
 _SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
 _OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _FICLONE: Final = 0x40049409
 #: Requests for a file system's UUID: number, what to ask with, where the answer stands.
@@ -71,10 +73,20 @@ _FS_IOC_GETFLAGS: Final = 0x80006601 | _LONG
 _FS_IOC_SETFLAGS: Final = 0x40006602 | _LONG
 _FS_IOC_FSGETXATTR: Final = 0x801C581F
 _FSXATTR_SIZE: Final = 28
+_FS_IOC_FIEMAP: Final = 0xC020660B
+#: ``struct fiemap``: start, length, flags, extents found, room for so many.
+_FIEMAP: Final = struct.Struct("=QQIII4x")
+#: ``struct fiemap_extent``: where in the file, length, flags.
+_EXTENT: Final = struct.Struct("=Q8xQ16xI12x")
+_FIEMAP_COUNT: Final = 64
+_FIEMAP_SYNC: Final = 1
+_FIEMAP_LAST: Final = 0x01
+_NOT_OWN: Final = 0x2000 | 0x0200  # FIEMAP_EXTENT_SHARED, FIEMAP_EXTENT_DATA_INLINE
 _FS_IOC_MEASURE_VERITY: Final = 0xC0046686
 _VERITY_DIGEST: Final = struct.Struct("=HH")  # algorithm, size; then the digest
 
 
+_TIMESPECS: Final = struct.Struct("@4l")
 _StatxBuffer = ctypes.c_char * 256
 
 
@@ -103,10 +115,6 @@ class _FileHandle(ctypes.Structure):
     )
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
 def _check(result: int, name: bytes | None = None) -> int:
     if result < 0:
         code = ctypes.get_errno()
@@ -132,6 +140,12 @@ def open_tree_clone(dirfd: int, path: bytes) -> int:
     """
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (0 if path else AT_EMPTY_PATH)
     return _check(_syscall(_SYS_OPEN_TREE, dirfd, path, flags), path)
+
+
+def move_mount(mount_fd: int, target: bytes) -> None:
+    """Put the mount *mount_fd*, which is nowhere yet, on *target* (move_mount(2))."""
+    where = (mount_fd, b"", AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_syscall(_SYS_MOVE_MOUNT, *where), target)
 
 
 def mount_setattr(mount_fd: int, attributes: int) -> None:
@@ -165,20 +179,47 @@ def open_by_handle(mount_fd: int, handle_type: int, handle: bytes) -> int:
     return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC))
 
 
-def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set the times of what *path* leads to; ``None`` leaves one as it is (utimensat(2))."""
-    times = (_Timespec * 2)()
-    for slot, value in zip(times, (atime_ns, mtime_ns), strict=True):
-        if value is None:
-            slot.tv_nsec = UTIME_OMIT
-        else:
-            slot.tv_sec, slot.tv_nsec = divmod(value, 1_000_000_000)
-    _check(_libc.utimensat(AT_FDCWD, path, times, 0), path)
+def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the times of what the path or descriptor *target* leads to (utimensat(2)).
+
+    ``None`` leaves one as it is. A descriptor may be O_PATH.
+    """
+    atime = (0, UTIME_OMIT) if atime_ns is None else divmod(atime_ns, 1_000_000_000)
+    mtime = (0, UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, 1_000_000_000)
+    times = _TIMESPECS.pack(*atime, *mtime)
+    if isinstance(target, int):
+        _check(_libc.utimensat(target, b"", times, AT_EMPTY_PATH))
+    else:
+        _check(_libc.utimensat(AT_FDCWD, target, times, 0), target)
 
 
 def clone_file(target_fd: int, source_fd: int) -> None:
     """Make *target_fd* share all extents of *source_fd* (ioctl_ficlone(2))."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+def unshared_bytes(fd: int) -> int:
+    """Return the bytes on disk of the file *fd* that no other file shares (FIEMAP).
+
+    See Documentation/filesystems/fiemap.rst. Data that lie in the inode's own block count not.
+    Raises EOPNOTSUPP where extents are not told.
+    """
+    size = start = 0
+    while True:
+        buffer = bytearray(_FIEMAP.size + _FIEMAP_COUNT * _EXTENT.size)
+        _FIEMAP.pack_into(buffer, 0, start, (1 << 64) - 1 - start, _FIEMAP_SYNC, 0, _FIEMAP_COUNT)
+        fcntl.ioctl(fd, _FS_IOC_FIEMAP, buffer)
+        count = _FIEMAP.unpack_from(buffer)[3]
+        for index in range(count):
+            offset = _FIEMAP.size + index * _EXTENT.size
+            logical, length, flags = _EXTENT.unpack_from(buffer, offset)
+            if not flags & _NOT_OWN:
+                size += length
+            if flags & _FIEMAP_LAST:
+                return size
+            start = logical + length
+        if count == 0:
+            return size
 
 
 def file_system_uuid(fd: int) -> bytes:
