@@ -182,6 +182,16 @@ FORMS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.parametrize("options", [["--format=gnu"], ["--format=pax"], ["-z"]])
+def test_a_layout_packed_by_tar_is_no_tree(overlay: Ground, options: list[str]) -> None:
+    """It begins with the root, or with an extended header of it."""
+    for number, files in enumerate([layout().all(), bundles.docker_files("example.org/app:v1")]):
+        source = bundles.write_directory(overlay.base / f"dir-{number}", files)
+        path = overlay.base / f"{number}.tar"
+        subprocess.run(["tar", *options, "-C", str(source), "-cf", str(path), "."], check=True)
+        assert overlay.add(path, f"app-{number}").config == config(BASE, CHANGE)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_recognised(ground: Ground, form: str) -> None:
     image = ground.add(FORMS[form](ground.base))
