@@ -27,6 +27,7 @@ from unionfs.fuse.interface import FileSystem
 from unionfs.fuse.openless import OpenlessRequests
 from unionfs.fuse.placement import HIDDEN, NOBODY, Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
+from unionfs.fuse.refusals import NOT_SERVED, errno_of, opcode_name
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
 from unionfs.fuse.rereading import NOT_WANTED, RereadingRequests
 from unionfs.fuse.workers import Workers
@@ -40,8 +41,6 @@ log = Log(__name__)
 _DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 #: What it says of a request that its process took back before it was read.
 _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
-#: Errnos that a reply may have are below this.
-_ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
 _WITHOUT_REPLY: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 #: The kernel makes these by itself, as nobody's: who caused them goes on meanwhile.
@@ -206,7 +205,7 @@ class DeviceSession:
         Passthrough needs an OPEN for every file, and so do files that others change; else
         there is none at all.
         """
-        timeouts = _timeouts(self._options)
+        timeouts = Timeouts(*map(Valid.of, self._options.timeouts()))
         changing = self._options.layers_change
         wanted = _WANTED & ~NOT_WANTED if changing else _WANTED
         if self._options.passthrough != "off" and mounting.may_pass_through():
@@ -284,7 +283,7 @@ class DeviceSession:
             try:
                 answer = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
             except Exception as error:  # noqa: BLE001 - becomes an errno
-                code = _errno_of(opcode, error)
+                code = errno_of(opcode, error)
             else:
                 if answer is None or isinstance(answer, (bytes, bytearray, memoryview)):
                     reply = answer
@@ -348,14 +347,14 @@ class DeviceSession:
         except StopIteration as end:
             return None, end.value, 0
         except Exception as error:  # noqa: BLE001 - becomes an errno
-            return None, None, _errno_of(opcode, error)
+            return None, None, errno_of(opcode, error)
 
     def _refuse(self, opcode: int, unique: int, code: int) -> None:
         if opcode in _WITHOUT_REPLY:
             return  # INTERRUPT: requests run to their end; whoever was interrupted gets the answer
-        if opcode not in _EXPECTED and opcode not in self._unknown:
+        if opcode not in NOT_SERVED and opcode not in self._unknown:
             self._unknown.add(opcode)
-            log.warning("%s is answered %s", _opcode_name(opcode), errno.errorcode[code])
+            log.warning("%s is answered %s", opcode_name(opcode), errno.errorcode[code])
         self._reply(unique, code, None)
 
     def _reply(self, unique: int, code: int, body: Reply) -> None:
@@ -372,52 +371,5 @@ class DeviceSession:
                 log.warning("a reply was refused: %s", error)
 
 
-#: Not served, and no surprise: the kernel does these itself, or does without.
-_EXPECTED: Final = frozenset(
-    {
-        Opcode.FLUSH,
-        Opcode.OPEN,
-        Opcode.OPENDIR,
-        Opcode.RELEASEDIR,
-        Opcode.GETLK,
-        Opcode.SETLK,
-        Opcode.SETLKW,
-        Opcode.ACCESS,
-        Opcode.BMAP,
-        Opcode.DESTROY,
-        Opcode.POLL,
-    }
-)
-
-
-def _timeouts(options: MountOptions) -> Timeouts:
-    def valid(seconds: float | None) -> Valid:
-        return Valid.of(options.timeout if seconds is None else seconds)
-
-    return Timeouts(
-        valid(options.entry_timeout), valid(options.negative_timeout), valid(options.attr_timeout)
-    )
-
-
-def _errno_of(opcode: int, error: Exception) -> int:
-    """Return what to reply to a request that ended with *error*."""
-    if isinstance(error, OSError):
-        code = error.errno or 0
-        # Others are the kernel's own, which leak out of some file systems: it refuses them.
-        return code if 0 < code < _ERRNOS else errno.EIO
-    if isinstance(error, struct.error | OverflowError):
-        # A body that is too short, a number that no system call takes: not the kernel's.
-        return errno.EINVAL
-    log.exception("%s failed", _opcode_name(opcode))  # noqa: LOG004 - of whoever handles it
-    return errno.EIO
-
-
-def _opcode_name(opcode: int) -> str:
-    try:
-        return Opcode(opcode).name
-    except ValueError:
-        return f"opcode {opcode}"
-
-
 def _counted(counts: Counter[int]) -> str:
-    return " ".join(f"{_opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))
+    return " ".join(f"{opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))
