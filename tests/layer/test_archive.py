@@ -294,6 +294,7 @@ def test_aufs_bookkeeping_is_hidden(scratch: Path) -> None:
     data = archive(
         member(".wh..wh.aufs"),
         directory(".wh..wh.orph"),
+        member(".wh..wh.orph/file", data=b"nobody's"),
         directory(".wh..wh.plnk"),
         member(".wh..wh.plnk/1.2", data=b"linked"),
         directory("dir"),

@@ -105,6 +105,12 @@ HOSTILE = {
         "way/.wh..wh..opq",
         "symbolic link",
     ),
+    "through a link among bookkeeping": (
+        [symlink(".wh..wh.plnk", "../outside"), member(".wh..wh.plnk/kept")],
+        ".wh..wh.plnk/kept",
+        "symbolic link",
+    ),
+    "in an opaque mark": ([member(".wh..wh..opq/a")], ".wh..wh..opq/a", "lies in a whiteout"),
     "in a whiteout": ([member(".wh.a/b")], ".wh.a/b", "lies in a whiteout"),
     "device 0:0": ([member("x", tarfile.CHRTYPE)], "x", "would hide"),
     "device numbers": ([member("x", tarfile.BLKTYPE, devmajor=4096)], "x", "4096:0"),
@@ -209,6 +215,13 @@ def test_it_is_refused_with_its_name(
     assert len(told) < 600
     assert (target / "good").read_bytes() == b"good"
     assert not (target / "after").exists()
+
+
+def test_bookkeeping_that_is_a_link_does_not_stay(scratch: Path, outside: Path) -> None:
+    target = scratch / "layer"
+    target.mkdir()
+    apply_layer(archive(symlink(".wh..wh.plnk", "../outside"), GOOD), target)
+    assert os.listdir(target) == ["good"]
 
 
 def cut(data: bytes, at: int) -> bytes:

@@ -20,7 +20,7 @@ import pytest
 
 from tests import tree
 from tests.archives import archive, directory, link, member, symlink
-from tests.driver.drivers import offer_example, unmount_below
+from tests.driver.drivers import KITS, home_of, offer_example, unmount_below
 from tests.layer.test_archive_hostile import mutate
 from tests.ordinary import USER, as_user
 from tests.store import bundles
@@ -34,6 +34,7 @@ from unionfs.errors import (
     InvalidArgumentError,
     NotFoundError,
     StoreError,
+    UnsupportedError,
 )
 from unionfs.store import reference
 from unionfs.store.export import export
@@ -179,6 +180,16 @@ FORMS: dict[str, Callable[[Path], Path]] = {
         base / "in", bundles.old_docker_files("example.org/app", "v1")
     ),
 }
+
+
+@pytest.mark.parametrize("options", [["--format=gnu"], ["--format=pax"], ["-z"]])
+def test_a_layout_packed_by_tar_is_no_tree(overlay: Ground, options: list[str]) -> None:
+    """It begins with the root, or with an extended header of it."""
+    for number, files in enumerate([layout().all(), bundles.docker_files("example.org/app:v1")]):
+        source = bundles.write_directory(overlay.base / f"dir-{number}", files)
+        path = overlay.base / f"{number}.tar"
+        subprocess.run(["tar", *options, "-C", str(source), "-cf", str(path), "."], check=True)
+        assert overlay.add(path, f"app-{number}").config == config(BASE, CHANGE)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -434,16 +445,16 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_leaves_the_store_as_it_was(ground: Ground, name: str) -> None:
+def test_what_is_broken_leaves_the_store_as_it_was(overlay: Ground, name: str) -> None:
     change, reason = BROKEN[name]
-    path = bundles.write_tar(ground.base / "in", broken(change)())
+    path = bundles.write_tar(overlay.base / "in", broken(change)())
     with pytest.raises(ArchiveError) as caught:
-        ground.add(path, "app")
+        overlay.add(path, "app")
     assert reason in str(caught.value)
-    ground.require_empty()
+    overlay.require_empty()
     # And so that what is whole can come in.
-    ground.add(FORMS["OCI archive"](ground.base), "app")
-    require_app(ground, "app")
+    overlay.add(FORMS["OCI archive"](overlay.base), "app")
+    require_app(overlay, "app")
 
 
 def test_what_is_no_image(overlay: Ground) -> None:
@@ -627,6 +638,40 @@ def test_trees_that_must_be_mounted(
     with pytest.raises(KeyboardInterrupt):
         ground.add(ground.tar("other", BASE), "other")
     assert str(ground.base) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("kit", ["block-ext4", "reflink-xfs", "reflink-btrfs"])
+def test_drivers_that_keep_whole_trees(
+    scratch: Path, make_ground: Callable[..., Ground], kit: str
+) -> None:
+    with home_of(KITS[kit], scratch) as home:
+        try:
+            ground = Ground(home, KITS[kit].driver, KITS[kit].options)
+        except UnsupportedError as error:
+            pytest.skip(str(error))
+        with closing(ground.store):
+            image = ground.add(FORMS["OCI archive"](home), "app")
+            require_app(ground, "app")
+            plain = ground.add(plain_tree(home / "plain"), "plain")
+            with ground.seen("plain") as root:
+                tree.assert_same(tree.snapshot(home / "plain"), tree.snapshot(root))
+            with ground.seen("app", commit="mine") as root:
+                changed(root)
+                expected = tree.snapshot(root)
+            data = ground.export("mine")
+            other = make_ground()
+            again = other.add(other.tar("in.tar", data))
+            assert again.layers[:2] == image.layers
+            with other.seen("mine") as root:
+                ignored = ["nlink", "group", "directory.mtime"]
+                tree.assert_same(expected, tree.snapshot(root), ignore=ignored)
+            hostile = bundles.write_tar(home / "hostile", broken(_hostile_layer)())
+            with pytest.raises(ArchiveError, match="leads out"):
+                ground.add(hostile, "hostile")
+            ground.store.remove("mine")
+            for one in (image, plain):
+                ground.images.remove(one.name)
+            ground.require_empty()
 
 
 def interrupted(*_arguments: Any, **_more: Any) -> None:

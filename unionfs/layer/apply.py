@@ -59,9 +59,12 @@ def apply(tape: Tape, target: Target, *, vouched: bool = False) -> None:
             target.put(member, tape)
         target.finish()
     except OSError as error:
-        if error.errno in _IMPOSSIBLE and member is not None:
+        if member is None or error.errno is None:
+            raise
+        if error.errno in _IMPOSSIBLE:
             raise refuse(member.path, os.strerror(error.errno)) from error
-        raise
+        # What it happened with: a descriptor says nothing.
+        raise OSError(error.errno, os.strerror(error.errno), shown(member.path)) from error
     except OverflowError as error:  # a number that no system call takes
         assert member is not None
         raise refuse(member.path, str(error)) from error
@@ -124,7 +127,8 @@ class Target(ABC):
         if whiteouts.is_reserved(name) and not self._is_kept(member.path):
             self._put_whiteout(member, parent, name)
             return
-        self._refuse_reserved(parent, member)
+        if self._is_bookkeeping(parent, member):
+            return
         if member.path in self.made:
             self._put_again(member)
             return
@@ -135,13 +139,18 @@ class Target(ABC):
     def _is_kept(self, path: bytes) -> bool:
         return path == _LINKS or path.startswith(_LINKS + b"/")
 
-    def _refuse_reserved(self, parent: bytes, member: Member) -> None:
+    def _is_bookkeeping(self, parent: bytes, member: Member) -> bool:
+        """Say whether *member* lies among AUFS's own. Raises `ArchiveError` in a whiteout."""
         for part in parent.split(b"/"):
             if whiteouts.is_reserved(part) and not self._is_kept(member.path):
+                if whiteouts.hidden_by(part) is None and part != whiteouts.OPAQUE_NAME:
+                    return True
                 raise refuse(member.path, "lies in a whiteout")
+        return False
 
     def _put_whiteout(self, member: Member, parent: bytes, name: bytes) -> None:
-        self._refuse_reserved(parent, member)
+        if self._is_bookkeeping(parent, member):
+            return
         if name == whiteouts.OPAQUE_NAME:
             self.parent(member.path)
             self.make_opaque(parent)
@@ -277,7 +286,7 @@ class Target(ABC):
             os.utime(here, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def _remove_links(self) -> None:
-        if self.made.get(_LINKS) is Kind.DIRECTORY:
+        if _LINKS in self.made:
             self.tree.forget()
             remove_tree(self.tree.directory(b""), _LINKS)
             for path in [path for path in self._directories if self._is_kept(path)]:

@@ -295,6 +295,8 @@ class _NewLayers:
                 source.finish()
         except ArchiveError as error:
             self._drop(key)
+            if blob.name == self._bundle.path:  # which whoever prints it puts before it
+                raise
             raise ArchiveError(f"{blob.name}: {error}") from error
         except BaseException:
             self._drop(key)

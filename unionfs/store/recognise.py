@@ -13,14 +13,16 @@ from collections.abc import Callable
 from typing import BinaryIO, Final
 
 from unionfs.errors import ArchiveError, NotFoundError
+from unionfs.layer.archive import members
 from unionfs.layer.compression import Unpacked
+from unionfs.layer.tape import Tape
 from unionfs.store import docker, oci, plain
 from unionfs.store.bundle import Bundle, DirectoryBundle, TarBundle
 from unionfs.store.packed import PackedImage
 
 #: Names of what an archive of images has in its root, by which it can begin.
 _BUNDLE_NAME: Final = re.compile(
-    r"(?:blobs/?|blobs/.*|oci-layout|index\.json|manifest\.json|repositories|"
+    r"(?:blobs(?:/.*)?|oci-layout|index\.json|manifest\.json|repositories|"
     r"[0-9a-f]{64}(?:/.*|\.json|\.tar)?)"
 )
 _CHUNK: Final = 1 << 20
@@ -90,21 +92,17 @@ def _recognise_file(path: str, file: BinaryIO, room: str) -> tuple[Bundle, Reade
 
 
 def _first_name(file: BinaryIO) -> str:
-    """Return the name of the first member in an archive, and go back to its beginning."""
-    source = Unpacked(file)
-    block = b""
-    while len(block) < tarfile.BLOCKSIZE and (more := source.read(tarfile.BLOCKSIZE - len(block))):
-        block += more
-    file.seek(0)
-    if not block:
+    """Return the first name in an archive, but for its root, and go back to its beginning."""
+    if not file.read(1):
         raise ArchiveError("the file is empty")
+    file.seek(0)
+    paths = (member.path for member in members(Tape(Unpacked(file))))
     try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        if not block.strip(b"\0"):
-            return ""
-        raise ArchiveError("neither an image nor a tar archive") from error
-    return os.path.normpath(header.name)
+        first = next((path for path in paths if path), b"")
+    except ArchiveError as error:
+        raise ArchiveError(f"neither an image nor a tree: {error}") from error
+    file.seek(0)
+    return os.fsdecode(first)
 
 
 def _is_compressed(file: BinaryIO) -> bool:
