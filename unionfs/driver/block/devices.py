@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from unionfs.database import Database
-from unionfs.driver.block import loop
+from unionfs.driver.block import blockdev
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.filesystem import FileSystem
 from unionfs.driver.block.locks import Locks
@@ -199,7 +199,7 @@ class Devices:
             if path is None:
                 self._found_dead(device)
                 return
-            loop.require_unused(path)
+            blockdev.require_unmounted(path)
             with self._trying(device, State.DETACHING, State.READY, clean=False):
                 clean = device.read_only or self._left_clean(device, path)
                 self._engine.detach(number)

@@ -5,15 +5,15 @@ Each has a tag of our own, so that one is never taken for another that got its n
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-from unionfs.errors import FailedPreconditionError, UnsupportedError
+from unionfs.driver.block import blockdev
+from unionfs.errors import UnsupportedError
 
 _CONTROL: Final = "/dev/loop-control"
 _GET_FREE: Final = 0x4C82
@@ -87,33 +87,9 @@ def detach(path: str, *, force: bool) -> None:
 
     Then it goes when it is unmounted. Raises `FailedPreconditionError` for one in use.
     """
-    with _opened(path, exclusive=not force) as device:
+    with blockdev.opened(path, exclusive=not force) as device:
         try:
             fcntl.ioctl(device, _CLEAR)
         except OSError as error:
             if error.errno != errno.ENXIO:  # it has no file
                 raise
-
-
-def require_unused(path: str) -> None:
-    """Raise `FailedPreconditionError` if a file system on the device *path* is mounted.
-
-    In whichever mount namespace: who mounts a device has it exclusively.
-    """
-    with _opened(path, exclusive=True):
-        pass
-
-
-@contextlib.contextmanager
-def _opened(path: str, *, exclusive: bool) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
-    try:
-        device = os.open(path, flags)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise FailedPreconditionError(f"{path}: is mounted; unmount it first") from error
-        raise
-    try:
-        yield device
-    finally:
-        os.close(device)
