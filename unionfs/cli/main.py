@@ -82,6 +82,10 @@ def _command(program: str, arguments: list[str]) -> Callable[[], int]:
             from unionfs.cli import snapshot
 
             return lambda: snapshot.run(rest)
+        case ["volume", *rest]:
+            from unionfs.cli import volume
+
+            return lambda: volume.run(rest)
         case ["image", *rest]:
             from unionfs.cli import image
 

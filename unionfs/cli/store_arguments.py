@@ -32,10 +32,16 @@ def grammar(
 def open_store(arguments: Arguments) -> Iterator[Store]:
     """Open the store that *arguments* and the environment name. Raises `StoreError`."""
     root = arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
-    driver = arguments.last("driver") or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
+    driver = given_driver(arguments) or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
     options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
     with contextlib.closing(Store.open(root, driver, options)) as store:
         yield store
+
+
+def given_driver(arguments: Arguments) -> str | None:
+    """Return the driver that *arguments* name; ``local``, as Docker calls its own, is none."""
+    driver = arguments.last("driver") or arguments.last("d")
+    return None if driver == "local" else driver
 
 
 def pairs(texts: Iterable[str], option: str) -> Iterator[tuple[str, str]]:
@@ -68,6 +74,6 @@ def readable(size_in_bytes: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, indent: int = 2) -> None:
     """Print *value* for a script."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=indent))

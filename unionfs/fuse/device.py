@@ -27,6 +27,7 @@ from unionfs.fuse.interface import FileSystem
 from unionfs.fuse.openless import OpenlessRequests
 from unionfs.fuse.placement import HIDDEN, NOBODY, Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
+from unionfs.fuse.refusals import NOT_SERVED, errno_of, opcode_name
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
 from unionfs.fuse.rereading import NOT_WANTED, RereadingRequests
 from unionfs.fuse.workers import Workers
@@ -40,12 +41,10 @@ log = Log(__name__)
 _DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 #: What it says of a request that its process took back before it was read.
 _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
-#: Errnos that a reply may have are below this.
-_ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
-_WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+_WITHOUT_REPLY: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 #: The kernel makes these by itself, as nobody's: who caused them goes on meanwhile.
-_UNAWAITED: Final = (*_WITHOUT_REPLY, Opcode.RELEASE, Opcode.RELEASEDIR)
+_UNAWAITED: Final = _WITHOUT_REPLY | {Opcode.RELEASE, Opcode.RELEASEDIR}
 #: Writes of less copy so little that others need not read meanwhile; such reads are not `brief`.
 _MUCH: Final = 64 * 1024
 
@@ -69,6 +68,10 @@ _WANTED: Final = (
 
 _unpack_header: Final = protocol.IN_HEADER.unpack_from
 _HEADER_SIZE: Final = protocol.IN_HEADER.size
+_pack_header: Final = protocol.OUT_HEADER.pack
+_REPLY_HEADER_SIZE: Final = protocol.OUT_HEADER.size
+#: Replies of up to this size (bytes) are put together before they are written.
+_SMALL: Final = 4096
 
 Request = Coroutine[Blocking, Any, Reply]
 
@@ -202,7 +205,7 @@ class DeviceSession:
         Passthrough needs an OPEN for every file, and so do files that others change; else
         there is none at all.
         """
-        timeouts = _timeouts(self._options)
+        timeouts = Timeouts(*map(Valid.of, self._options.timeouts()))
         changing = self._options.layers_change
         wanted = _WANTED & ~NOT_WANTED if changing else _WANTED
         if self._options.passthrough != "off" and mounting.may_pass_through():
@@ -270,13 +273,36 @@ class DeviceSession:
         if handler is None or size != len(raw):
             self._refuse(opcode, unique, errno.ENOSYS if handler is None else errno.EINVAL)
             return client
+        reply: Reply = None
+        request: Request | None = None
+        step: Blocking | None = None
+        code = 0
         with self._lock:
             if self._ending:
                 return client  # it ends with the mount
-            request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
-            step, reply, code = self._advance(opcode, request, None, None)
-        if step is not None and not (step.brief and size < _MUCH and opcode == Opcode.WRITE):
-            reader.apart()
+            try:
+                answer = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
+            except Exception as error:  # noqa: BLE001 - becomes an errno
+                code = errno_of(opcode, error)
+            else:
+                if answer is None or isinstance(answer, (bytes, bytearray, memoryview)):
+                    reply = answer
+                else:
+                    request = answer
+                    step, reply, code = self._advance(opcode, request, None, None)
+        if request is not None and step is not None:
+            copies_little = step.brief and size < _MUCH and opcode == Opcode.WRITE
+            if not copies_little:
+                reader.apart()
+            return client if self._go_on(opcode, unique, request, step) else ~client
+        if opcode not in _WITHOUT_REPLY:
+            self._reply(unique, code, reply)
+        return client
+
+    def _go_on(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> bool:
+        """Make the calls that *request* waits for, and reply; false if a worker does it."""
+        reply: Reply = None
+        code = 0
         while step is not None:
             if step.brief:
                 step, reply, code = self._resume(opcode, request, step)
@@ -285,10 +311,9 @@ class DeviceSession:
                     step, reply, code = self._resume(opcode, request, step)
             else:
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
-                return ~client
-        if opcode not in _WITHOUT_REPLY:
-            self._reply(unique, code, reply)
-        return client
+                return False
+        self._reply(unique, code, reply)
+        return True
 
     def _finish(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> None:
         """Run what is left of a request, its waiting included, in a worker thread."""
@@ -321,72 +346,30 @@ class DeviceSession:
             return request.throw(failure), None, 0
         except StopIteration as end:
             return None, end.value, 0
-        except OSError as error:
-            code = error.errno or 0
-            # Others are the kernel's own, which leak out of some file systems: it refuses them.
-            return None, None, code if 0 < code < _ERRNOS else errno.EIO
-        except (struct.error, OverflowError):
-            # A body that is too short, a number that no system call takes: not the kernel's.
-            return None, None, errno.EINVAL
-        except Exception:
-            log.exception("%s failed", _opcode_name(opcode))
-            return None, None, errno.EIO
+        except Exception as error:  # noqa: BLE001 - becomes an errno
+            return None, None, errno_of(opcode, error)
 
     def _refuse(self, opcode: int, unique: int, code: int) -> None:
         if opcode in _WITHOUT_REPLY:
             return  # INTERRUPT: requests run to their end; whoever was interrupted gets the answer
-        if opcode not in _EXPECTED and opcode not in self._unknown:
+        if opcode not in NOT_SERVED and opcode not in self._unknown:
             self._unknown.add(opcode)
-            log.warning("%s is answered %s", _opcode_name(opcode), errno.errorcode[code])
+            log.warning("%s is answered %s", opcode_name(opcode), errno.errorcode[code])
         self._reply(unique, code, None)
 
     def _reply(self, unique: int, code: int, body: Reply) -> None:
-        if body:
-            head = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), 0, unique)
-            parts: tuple[bytes | bytearray | memoryview, ...] = (head, body)
-        else:
-            parts = (protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size, -code, unique),)
+        body = body or b""
+        head = _pack_header(_REPLY_HEADER_SIZE + len(body), -code, unique)
         try:
-            os.writev(self._fd, parts)
+            if len(body) <= _SMALL:
+                os.write(self._fd, head + body)  # one buffer costs less than two
+            else:
+                os.writev(self._fd, (head, body))
         except OSError as error:
             # ENOENT: nobody waits for it any more.
             if error.errno not in (*_DISCONNECTED, errno.ENOENT):
                 log.warning("a reply was refused: %s", error)
 
 
-#: Not served, and no surprise: the kernel does these itself, or does without.
-_EXPECTED: Final = frozenset(
-    {
-        Opcode.FLUSH,
-        Opcode.OPEN,
-        Opcode.OPENDIR,
-        Opcode.RELEASEDIR,
-        Opcode.GETLK,
-        Opcode.SETLK,
-        Opcode.SETLKW,
-        Opcode.ACCESS,
-        Opcode.BMAP,
-        Opcode.DESTROY,
-        Opcode.POLL,
-    }
-)
-
-
-def _timeouts(options: MountOptions) -> Timeouts:
-    def valid(seconds: float | None) -> Valid:
-        return Valid.of(options.timeout if seconds is None else seconds)
-
-    return Timeouts(
-        valid(options.entry_timeout), valid(options.negative_timeout), valid(options.attr_timeout)
-    )
-
-
-def _opcode_name(opcode: int) -> str:
-    try:
-        return Opcode(opcode).name
-    except ValueError:
-        return f"opcode {opcode}"
-
-
 def _counted(counts: Counter[int]) -> str:
-    return " ".join(f"{_opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))
+    return " ".join(f"{opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))

@@ -41,7 +41,7 @@ class LayerStack:
         self._files = contextlib.ExitStack()
         self.descriptors = Descriptors()
         self._files.callback(self.descriptors.close)
-        self.marks = Marks(user=options.userxattr or not _may_use_trusted())
+        self.marks = Marks(user=options.userxattr or not may_use_trusted())
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
         self.work: WorkDirectory | None = None
@@ -297,7 +297,7 @@ def _isolate_pair(
     return found[0], found[1]
 
 
-def _may_use_trusted() -> bool:
+def may_use_trusted() -> bool:
     """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
     with open("/proc/self/uid_map", "rb") as file:
         if file.read().split() != [b"0", b"0", b"4294967295"]:

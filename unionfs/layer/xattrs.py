@@ -43,6 +43,11 @@ def fd_path(fd: int) -> bytes:
     return b"/proc/self/fd/%d" % fd
 
 
+def path_to(target: bytes | int) -> bytes:
+    """Return the path that leads to *target*, a path or a descriptor."""
+    return fd_path(target) if isinstance(target, int) else target
+
+
 def entry_path(dirfd: int, name: bytes) -> bytes:
     """Return the path that leads to *name* in the directory *dirfd*."""
     return b"/proc/self/fd/%d/%s" % (dirfd, name)

@@ -27,6 +27,7 @@ from unionfs.layer.apply_plain import PlainTarget
 from unionfs.layer.framing import FramingWriter, rebuild
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer, is_complete, pack_changes, pack_layer
+from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.tape import Tape
 from unionfs.layer.xattrs import Marks
 from unionfs.options import parse_options
@@ -76,7 +77,7 @@ def _plain_directory(mounts: Sequence[Mount]) -> str | None:
 
 def marks() -> Marks:
     """Return the marks that this user's layers have."""
-    return Marks(user=os.geteuid() != 0)
+    return Marks(user=not may_use_trusted())
 
 
 def fill(store: Store, key: str, tape: Tape, *, vouched: bool) -> Dresser:

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 from unionfs.errors import ArchiveError
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer, pack_layer
+from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.xattrs import Marks
 from unionfs.store.bundle import Bundle
 from unionfs.store.image import architecture, timestamp
@@ -79,7 +80,7 @@ class _Packing(io.RawIOBase):
         self._thread.start()
 
     def _pack(self) -> None:
-        marks = Marks(user=os.geteuid() != 0)
+        marks = Marks(user=not may_use_trusted())
         try:
             with os.fdopen(self._writing, "wb") as pipe:
                 writer = TarWriter(pipe.write)
