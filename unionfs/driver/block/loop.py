@@ -5,11 +5,12 @@ Each has a tag of our own, so that one is never taken for another that got its n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.driver.block import blockdev
@@ -82,12 +83,18 @@ def tag_of(path: str) -> str | None:
     return name.rstrip(b"\0").decode(errors="replace")
 
 
-def detach(path: str, *, force: bool) -> None:
-    """Take the file away from the loop device *path*; with *force* also while it is in use.
+@contextlib.contextmanager
+def detaching(path: str, *, force: bool) -> Iterator[None]:
+    """Take the file away from the loop device *path* after the block.
 
-    Then it goes when it is unmounted. Raises `FailedPreconditionError` for one in use.
+    All that was written is in the file before it, and unless *force* nobody has it mounted
+    meanwhile; with *force* it goes when it is unmounted. Raises `FailedPreconditionError` for
+    one in use.
     """
     with blockdev.opened(path, exclusive=not force) as device:
+        if not force:
+            os.fsync(device)
+        yield
         try:
             fcntl.ioctl(device, _CLEAR)
         except OSError as error:
