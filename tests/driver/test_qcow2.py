@@ -239,7 +239,8 @@ def test_the_process_is_nobodys_child(ext4: Blocks) -> None:
 def test_a_loop_device_that_somebody_took_away(ext4: Blocks) -> None:
     ext4.driver.prepare("key")
     path = ext4.driver.mounts("key")[0].source
-    loop.detach(path, force=False)
+    with loop.detaching(path, force=False):
+        pass
     with ext4.at("key") as root:
         (root / "file").write_text("on another one")
     assert ext4.daemons() == []

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
-import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from unionfs.database import Database
-from unionfs.driver.block import loop
+from unionfs.driver.block import blockdev
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.filesystem import FileSystem
+from unionfs.driver.block.locks import Locks
 from unionfs.errors import FailedPreconditionError, FaultyError, StoreError
 
 #: Added to the schema of the snapshots.
@@ -44,8 +42,6 @@ SCHEMA: Final = """
 _FIND: Final = (
     "SELECT id, origin, size, filesystem, read_only, state, clean FROM devices WHERE id = ?"
 )
-#: ``struct flock`` as fcntl(2) takes it: type, whence, start, length, pid.
-_FLOCK: Final = struct.Struct("hhqqi4x")
 
 
 class State(enum.Enum):
@@ -88,8 +84,7 @@ class Devices:
         self._database = database
         self._engine = engine
         self._filesystems = filesystems
-        self._locks = os.path.join(home, "devices.lock")
-        self._held = threading.local()
+        self._locks = Locks(os.path.join(home, "devices.lock"))
 
     # Making them
 
@@ -204,7 +199,7 @@ class Devices:
             if path is None:
                 self._found_dead(device)
                 return
-            loop.require_unused(path)
+            blockdev.require_unmounted(path)
             with self._trying(device, State.DETACHING, State.READY, clean=False):
                 clean = device.read_only or self._left_clean(device, path)
                 self._engine.detach(number)
@@ -340,7 +335,7 @@ class Devices:
     def use(self, number: int) -> Iterator[None]:
         """Keep others from the device *number*, whose capture is brought to its end first."""
         device = self._find(number)
-        if device.state is State.CAPTURING and not self._holds(number):
+        if device.state is State.CAPTURING and not self._locks.holds(number):
             assert device.origin is not None
             self.settled(device.origin)
         with self.hold(number):
@@ -381,25 +376,6 @@ class Devices:
             raise
         self._write(device.id, done, clean=clean)
 
-    @contextlib.contextmanager
-    def hold(self, number: int) -> Iterator[None]:
+    def hold(self, number: int) -> contextlib.AbstractContextManager[None]:
         """Keep others, threads and processes, from the device *number*. May be nested."""
-        if self._holds(number):
-            yield
-            return
-        fd = os.open(self._locks, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.fcntl(
-                fd,
-                fcntl.F_OFD_SETLKW,
-                _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0),
-            )
-            self._held.numbers.add(number)
-            yield
-        finally:
-            self._held.numbers.discard(number)
-            os.close(fd)
-
-    def _holds(self, number: int) -> bool:
-        held: set[int] = self._held.__dict__.setdefault("numbers", set())
-        return number in held
+        return self._locks.hold(number)

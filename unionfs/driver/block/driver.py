@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Self
 
 from unionfs.driver.api import Capabilities, Info, Kind, Mount, Usage
-from unionfs.driver.block import devices, filesystem, loop
+from unionfs.driver.block import blockdev, devices, filesystem
 from unionfs.driver.block.devices import Devices
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.qcow2 import Qcow2Engine
@@ -126,7 +126,7 @@ class BlockDriver(SnapshotDriver):
         number = self._device_in(self.directory(snapshot))
         path = None if number is None else self.devices.attached(number)
         if path is not None:
-            loop.require_unused(path)
+            blockdev.require_unmounted(path)
 
     def seal(self, snapshot: Snapshot) -> None:
         with self._faulty_by_key(snapshot):

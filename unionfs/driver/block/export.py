@@ -121,13 +121,15 @@ def stop(run: str, *, force: bool = False) -> None:
         tag = _read(run, "tag")
     except FileNotFoundError:
         tag = ""
-    path = _known_device(run, tag)
-    if path is not None:
-        loop.detach(path, force=force)
-    if _lives(run):
-        _end(_pid(run))
-    elif tag:
-        _end_unborn(run)
+    path, lives = _known_device(run, tag), _lives(run)
+    with contextlib.ExitStack() as held:
+        if path is not None:
+            held.enter_context(loop.detaching(path, force=force or not lives))
+        # It ends first: without its loop device it would do its last request again and again.
+        if lives:
+            _end(_pid(run))
+        elif tag:
+            _end_unborn(run)
     with contextlib.suppress(FileNotFoundError):
         if os.path.ismount(os.path.join(run, "export")):
             mounting.unmount(os.fsencode(os.path.join(run, "export")), lazy=True)

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from unionfs.errors import FailedPreconditionError, UnsupportedError
+from unionfs.driver.block import blockdev
+from unionfs.errors import UnsupportedError
 
 _CONTROL: Final = "/dev/loop-control"
 _GET_FREE: Final = 0x4C82
@@ -82,38 +83,20 @@ def tag_of(path: str) -> str | None:
     return name.rstrip(b"\0").decode(errors="replace")
 
 
-def detach(path: str, *, force: bool) -> None:
-    """Take the file away from the loop device *path*; with *force* also while it is in use.
+@contextlib.contextmanager
+def detaching(path: str, *, force: bool) -> Iterator[None]:
+    """Take the file away from the loop device *path* after the block.
 
-    Then it goes when it is unmounted. Raises `FailedPreconditionError` for one in use.
+    All that was written is in the file before it, and unless *force* nobody has it mounted
+    meanwhile; with *force* it goes when it is unmounted. Raises `FailedPreconditionError` for
+    one in use.
     """
-    with _opened(path, exclusive=not force) as device:
+    with blockdev.opened(path, exclusive=not force) as device:
+        if not force:
+            os.fsync(device)
+        yield
         try:
             fcntl.ioctl(device, _CLEAR)
         except OSError as error:
             if error.errno != errno.ENXIO:  # it has no file
                 raise
-
-
-def require_unused(path: str) -> None:
-    """Raise `FailedPreconditionError` if a file system on the device *path* is mounted.
-
-    In whichever mount namespace: who mounts a device has it exclusively.
-    """
-    with _opened(path, exclusive=True):
-        pass
-
-
-@contextlib.contextmanager
-def _opened(path: str, *, exclusive: bool) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
-    try:
-        device = os.open(path, flags)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise FailedPreconditionError(f"{path}: is mounted; unmount it first") from error
-        raise
-    try:
-        yield device
-    finally:
-        os.close(device)
