@@ -8,9 +8,9 @@ VENV=$ROOT/.venv
 
 # What is built against, what the command calls, and what the tests work with.
 PACKAGES=(
-  acl attr btrfs-progs ca-certificates debootstrap e2fsprogs fuse-overlayfs fuse3 gcc git
-  groff-base libc6-dev libcap2-bin libfuse3-dev pkg-config procps python3 python3-dev
-  python3-venv qemu-system-common qemu-utils skopeo util-linux xfsprogs
+  acl attr btrfs-progs busybox-static ca-certificates debootstrap e2fsprogs fuse-overlayfs
+  fuse3 gcc git groff-base libc6-dev libcap2-bin libfuse3-dev pkg-config procps python3
+  python3-dev python3-venv qemu-system-common qemu-utils skopeo uidmap util-linux xfsprogs zstd
 )
 
 step() { printf '\n==> %s\n' "$*"; }

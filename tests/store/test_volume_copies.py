@@ -60,6 +60,17 @@ def test_a_snapshot_outlives_the_volume(any_ground: VolumeGround) -> None:
     assert driver.stat(key).labels == {"unionfs.snapshot-of": "vol"}
 
 
+def test_a_label_makes_no_garbage(ground: VolumeGround) -> None:
+    """What is somebody's own stays, whatever its labels say."""
+    driver = ground.volumes.store.driver
+    driver.prepare("mine", labels={"unionfs.volume": "vol"})
+    driver.prepare("volume/other/1", labels={"unionfs.volume": "vol"})
+    driver.prepare("volume/vol/1", labels={"unionfs.volume": "vol"})
+    assert cleanup(ground.volumes.store) == ["volume/vol/1"]
+    for key in ("mine", "volume/other/1"):
+        driver.remove(key)
+
+
 def test_capturing_one_in_use(any_ground: VolumeGround) -> None:
     """Where the driver can, of what was written until then; else it says by whom."""
     volumes = any_ground.volumes

@@ -182,6 +182,19 @@ def test_a_killed_holder_is_none(any_ground: VolumeGround) -> None:
     volumes.remove("vol")
 
 
+def test_what_a_killed_holder_has_left(ground: VolumeGround) -> None:
+    ground.volumes.create("mem", options={"type": "tmpfs"})
+    ground.in_child(lambda volumes: volumes.hold("mem", "web", os.getpid()))
+    assert len(ground.mounted()) == 1
+    with ground.at("mem", "another"):
+        ground.volumes.settle("mem")
+        assert len(ground.mounted()) == 1
+    ground.in_child(lambda volumes: volumes.hold("mem", "web", os.getpid()))
+    ground.volumes.settle("mem")
+    assert ground.mounted() == []
+    ground.volumes.settle("nothing")
+
+
 def test_unmounted_by_hand(any_ground: VolumeGround) -> None:
     volumes = any_ground.volumes
     volumes.create("vol")

@@ -48,9 +48,9 @@ _LOCAL: Final = "local"
 _STANDARD: Final = "-"
 _COMPRESSION: Final = {
     ".tar": "none",
-    ".tar.gz": "gzip",
+    ".gz": "gzip",
     ".tgz": "gzip",
-    ".tar.zst": "zstd",
+    ".zst": "zstd",
     ".tzst": "zstd",
 }
 _TABLE: Final = "table {{.Driver}}\t{{.Name}}"

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from unionfs.driver import registry
-from unionfs.driver.api import Driver
+from unionfs.driver.api import Driver, Info
 from unionfs.errors import FailedPreconditionError, NotFoundError, UnsupportedError
 from unionfs.store.store import Store
 from unionfs.store.uses import Subject
@@ -24,7 +24,7 @@ def drop(store: Store, driver: Driver, key: str) -> int:
         while key:
             info = driver.stat(key)
             used = store.uses.of(Subject("snapshot", driver.name, key))
-            if LABEL not in info.labels or used:
+            if not _is_a_volumes(info) or used:
                 break
             size = driver.usage(key).size
             driver.remove(key)
@@ -44,7 +44,7 @@ def cleanup(store: Store) -> list[str]:
         except UnsupportedError:
             continue  # what it keeps stays, for a machine or a user that can
         # In this order: who makes one is its user until its row is there.
-        found = [info.key for info in driver.walk() if LABEL in info.labels]
+        found = [info.key for info in driver.walk() if _is_a_volumes(info)]
         used = {use.subject for use in store.uses.all()}
         rows = store.database.rows("SELECT data FROM volumes WHERE driver = ?", (name,))
         known = {row[0] for row in rows}
@@ -55,3 +55,8 @@ def cleanup(store: Store) -> list[str]:
                     driver.remove(key)
                     gone.append(key)
     return gone
+
+
+def _is_a_volumes(info: Info) -> bool:
+    """Say whether a snapshot was made for a volume; its label alone anyone may have copied."""
+    return info.key.startswith(f"volume/{info.labels.get(LABEL)}/")

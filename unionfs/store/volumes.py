@@ -12,12 +12,11 @@ until the mount is gone, `Volumes.hold` until the process is gone or `Volumes.re
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 from unionfs import registry
 from unionfs.driver.api import Mount
@@ -36,9 +35,8 @@ from unionfs.store.store import Store
 from unionfs.store.uses import Subject, Use
 from unionfs.store.volume import ANONYMOUS, LABEL, Volume, check_name, check_options, size_limit
 from unionfs.store.volume_garbage import drop
+from unionfs.store.volume_table import VolumeTable
 from unionfs.store.volume_tree import VolumeTree
-
-_SELECT: Final = "SELECT name, driver, options, labels, created, data, holds FROM volumes"
 
 
 class Held(NamedTuple):
@@ -55,21 +53,18 @@ class Volumes:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._database = store.database
+        self._table = VolumeTable(store.database)
         self._uses = store.uses
 
     # Which there are
 
     def all(self) -> list[Volume]:
         """Return all volumes, by name."""
-        return [_volume(row) for row in self._database.rows(_SELECT + " ORDER BY name")]
+        return self._table.all()
 
     def find(self, name: str) -> Volume:
         """Return the volume *name*. Raises `NotFoundError`."""
-        rows = self._database.rows(_SELECT + " WHERE name = ?", (name,))
-        if not rows:
-            raise NotFoundError(f"get {name}: no such volume")
-        return _volume(rows[0])
+        return self._table.find(name)
 
     def uses(self, volume: Volume) -> list[Use]:
         """Return the living uses of *volume*, the oldest first."""
@@ -174,11 +169,11 @@ class Volumes:
             if (there := self._there(new.name, new.driver, new.options)) is not None:
                 return there
             if "type" in new.options:
-                self._insert(new)
+                self._table.insert(new)
                 return new
             with self.making(new, parent) as key:
                 made = new._replace(data=key)
-                self._insert(made)
+                self._table.insert(made)
             self.tree(made).link()
             return made
 
@@ -186,7 +181,7 @@ class Volumes:
         """Add *new*, whose files are there. Raises `AlreadyExistsError` for one of its name."""
         with self.alone(new.name):
             self.require_free(new.name)
-            self._insert(new)
+            self._table.insert(new)
             self.tree(new).link()
 
     def require_free(self, name: str) -> None:
@@ -194,21 +189,6 @@ class Volumes:
         with contextlib.suppress(NotFoundError):
             self.find(name)
             raise AlreadyExistsError(f"create {name}: conflict: volume name must be unique")
-
-    def _insert(self, volume: Volume) -> None:
-        with self._database.write():
-            self._database.run(
-                "INSERT INTO volumes (name, driver, options, labels, created, data, holds)"
-                " VALUES (?, ?, ?, ?, ?, ?, 0)",
-                (
-                    volume.name,
-                    volume.driver,
-                    json.dumps(dict(volume.options)),
-                    json.dumps(dict(volume.labels)),
-                    volume.created,
-                    volume.data,
-                ),
-            )
 
     @contextlib.contextmanager
     def making(self, volume: Volume, parent: str = "") -> Iterator[str]:
@@ -251,10 +231,7 @@ class Volumes:
             tree = self.tree(volume)
             tree.hide()
             tree.unlink()
-            with self._database.write():
-                self._database.run(
-                    "UPDATE volumes SET data = ? WHERE name = ?", (data, volume.name)
-                )
+            self._table.set_data(volume.name, data)
             self.tree(volume._replace(data=data)).link()
             drop(self.store, self.store.driver_called(volume.driver), volume.data)
 
@@ -272,8 +249,7 @@ class Volumes:
                 raise FailedPreconditionError(f"remove {name}: volume is in use - [{shown}]")
             tree = self.tree(volume)
             tree.hide()
-            with self._database.write():
-                self._database.run("DELETE FROM volumes WHERE name = ?", (name,))
+            self._table.delete(name)
             tree.remove()
             if not volume.data:
                 return 0
@@ -335,10 +311,7 @@ class Volumes:
         number = self._uses.add(_subject(volume), holder, target, pid)
         try:
             path = self.tree(volume).show(users)
-            with self._database.write():
-                self._database.run(
-                    "UPDATE volumes SET holds = holds + 1 WHERE name = ?", (volume.name,)
-                )
+            self._table.count_hold(volume.name)
             yield number, path
         except BaseException:
             self._uses.remove(number)
@@ -366,6 +339,11 @@ class Volumes:
             self._uses.remove(use.id)
             self._hide_unused(use.subject.name)
 
+    def settle(self, name: str) -> None:
+        """Unmount what a killed user of the volume *name* has left, if nobody uses it now."""
+        with self.alone(name):
+            self._hide_unused(name)
+
     def _hide_unused(self, name: str) -> None:
         with contextlib.suppress(NotFoundError):
             volume = self.find(name)
@@ -392,8 +370,3 @@ def _bind(source: str, target: str, options: Iterable[str]) -> None:
 
 def _subject(volume: Volume) -> Subject:
     return Subject("volume", volume.driver, volume.name)
-
-
-def _volume(row: tuple[Any, ...]) -> Volume:
-    name, driver, options, labels, *rest = row
-    return Volume(name, driver, json.loads(options), json.loads(labels), *rest)
