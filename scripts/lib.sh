@@ -8,7 +8,7 @@ VENV=$ROOT/.venv
 
 # What is built against, what the command calls, and what the tests work with.
 PACKAGES=(
-  acl attr ca-certificates debootstrap e2fsprogs fuse-overlayfs fuse3 gcc git groff-base
+  acl attr busybox-static ca-certificates debootstrap e2fsprogs fuse-overlayfs fuse3 gcc git groff-base
   libc6-dev libcap2-bin libfuse3-dev pkg-config procps python3 python3-dev
   python3-venv util-linux xfsprogs
 )
