@@ -54,9 +54,9 @@ def describe_self(device: str, target: str, session: str, options: str) -> Recor
     return Record(
         device=device,
         pid=pid,
-        start_time=_start_time(pid) or 0,
-        pid_namespace=_namespace("pid"),
-        mount_namespace=_namespace("mnt"),
+        start_time=start_time(pid) or 0,
+        pid_namespace=namespace("pid"),
+        mount_namespace=namespace("mnt"),
         target=target,
         session=session,
         options=options,
@@ -73,7 +73,7 @@ def write(record: Record, live_devices: Iterable[str]) -> None:
     keep = set(live_devices)
     for path in _records(directory):
         old = _read(path)
-        if old is None or old[0].device in keep or old[0].mount_namespace != _namespace("mnt"):
+        if old is None or old[0].device in keep or old[0].mount_namespace != namespace("mnt"):
             continue
         if is_running(old[0]) is False:
             _unlink(path)
@@ -143,9 +143,9 @@ def remove(record: Record) -> None:
 
 def is_running(record: Record) -> bool | None:
     """Tell whether the daemon lives; None where its process id means nothing here."""
-    if record.pid_namespace != _namespace("pid"):
+    if record.pid_namespace != namespace("pid"):
         return None
-    return _start_time(record.pid) == record.start_time
+    return start_time(record.pid) == record.start_time
 
 
 def wait_for_end(record: Record, seconds: float) -> bool:
@@ -166,7 +166,7 @@ def _name(device: str) -> str:
     return device.replace(":", "-") + ".json"
 
 
-def _start_time(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """Return when process *pid* was started, in clock ticks since boot; None if it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -178,7 +178,8 @@ def _start_time(pid: int) -> int | None:
     return None if after_name[0] in (b"Z", b"X") else int(after_name[19])
 
 
-def _namespace(kind: str) -> int:
+def namespace(kind: str) -> int:
+    """Return the inode number of this process's namespace of *kind*, as /proc calls it."""
     return os.stat(f"/proc/self/ns/{kind}").st_ino
 
 
@@ -189,10 +190,8 @@ def _user_directories() -> Iterator[str]:
         yield f"{runtime}/unionfs"
     yield f"{_RUNTIME}/{user}/unionfs"
     # In a user namespace the same number is another user.
-    namespace = _namespace("user")
-    name = (
-        f"unionfs-{user}" if namespace == _FIRST_USER_NAMESPACE else f"unionfs-{user}-{namespace}"
-    )
+    users = namespace("user")
+    name = f"unionfs-{user}" if users == _FIRST_USER_NAMESPACE else f"unionfs-{user}-{users}"
     yield f"{_TEMPORARY}/{name}"
 
 

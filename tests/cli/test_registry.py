@@ -77,7 +77,7 @@ def test_of_a_number_in_another_namespace() -> None:
 
 def test_waiting_for_an_end_that_comes() -> None:
     with subprocess.Popen(["sleep", "0.3"]) as process:
-        start_time = registry._start_time(process.pid)
+        start_time = registry.start_time(process.pid)
         assert start_time is not None
         alive = record()._replace(pid=process.pid, start_time=start_time)
         assert registry.wait_for_end(alive, 0) is False

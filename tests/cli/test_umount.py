@@ -149,7 +149,7 @@ def test_a_union_that_another_namespace_holds_is_not_waited_for_forever(
     try:
         while not ready.exists():
             time.sleep(0.01)
-        patch = "from unionfs.cli import umount; umount._PATIENCE = 0.5"
+        patch = "from unionfs import unmount; unmount._PATIENCE = 0.5"
         done = command.run("umount", "m", status=32, patch=patch)
         assert done.stderr == (
             f"unionfs: m: unmounted here, but process {pid} still serves it elsewhere\n"

@@ -15,7 +15,7 @@ from tests import build
 from tests.mounts import Layers
 from tests.union.client import Client
 from unionfs.layer import workdir
-from unionfs.layer.tree import remove_tree
+from unionfs.layer.walk import remove_tree
 from unionfs.union import emptiness, listing
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("ours_only")]

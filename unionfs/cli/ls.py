@@ -10,7 +10,7 @@ from unionfs import registry
 from unionfs.cli import usage
 from unionfs.cli.arguments import Grammar, scan
 from unionfs.cli.mount_command import asked_text
-from unionfs.cli.output import printable
+from unionfs.cli.output import print_table
 from unionfs.errors import UsageError
 from unionfs.fuse import mounting
 from unionfs.options import MountOptions, parse_options
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     if "json" in arguments.flags:
         print(json.dumps(rows, indent=2))
     elif rows:
-        _print_table(rows)
+        print_table(_COLUMNS, ([_text(row, column) for column in _COLUMNS] for row in rows))
     return 0
 
 
@@ -76,19 +76,10 @@ def _row(target: str, device: str, state: str, record: registry.Record | None) -
     }
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    lines = [[column.upper() for column in _COLUMNS]]
-    lines += [[_text(row, column) for column in _COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
 def _text(row: dict[str, Any], column: str) -> str:
     if column == "layers":
         upper = [] if row["upperdir"] is None else [row["upperdir"]]
         value = ":".join([*upper, *row["lowerdirs"]])
     else:
         value = row[column]
-    return "-" if value in (None, "") else printable(str(value))
+    return str(value or "")

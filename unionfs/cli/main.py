@@ -79,6 +79,10 @@ def _command(program: str, arguments: list[str]) -> Callable[[], int]:
             from unionfs.cli import diff
 
             return lambda: diff.run(rest)
+        case ["snapshot", *rest]:
+            from unionfs.cli import snapshot
+
+            return lambda: snapshot.run(rest)
         case ["-h" | "--help"]:
             return lambda: _say(usage.COMMANDS)
         case []:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
@@ -21,3 +21,13 @@ def complain(lines: Iterable[str]) -> None:
     """Print *lines* to stderr, as coming from this program."""
     for line in lines:
         print(f"unionfs: {printable(line)}", file=sys.stderr)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print *rows* under the names of their *columns*, each as wide as it must be."""
+    lines = [[column.upper() for column in columns]]
+    lines += [[printable(cell) or "-" for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())

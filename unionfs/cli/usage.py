@@ -11,6 +11,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs umount TARGET [--lazy]               unmount it, wait for its daemon
        unionfs ls [--json]                          list the mounted unions
        unionfs diff MOUNT | UPPERDIR | -o OPTIONS   list what the upper layer changes
+       unionfs snapshot VERB ...                    keep trees on top of one another, by name
        unionfs [SOURCE] TARGET -o OPTIONS           mount, as mount(8) and engines call it
 
 "unionfs COMMAND --help" tells more; unionfs(1) tells all."""
@@ -87,3 +88,34 @@ Lists what the upper layer adds (A), changes (C) and deletes (D).
 
   -o OPTIONS           the layers, as for mounting them
   --json               as a JSON array"""
+
+STORE = """\
+  --root DIR           the store (default: $UNIONFS_ROOT, else /var/lib/unionfs, and
+                       ~/.local/share/unionfs for ordinary users)
+  --driver NAME        the storage driver (default: $UNIONFS_DRIVER, else overlay)
+  --storage-opt K=V    an option of the driver; may be repeated
+  --json               print for a script"""
+
+SNAPSHOT = f"""\
+usage: unionfs snapshot prepare KEY [PARENT] [--size SIZE] [--label K=V]...
+       unionfs snapshot view KEY PARENT [--label K=V]...
+       unionfs snapshot commit NAME KEY [--label K=V]...
+       unionfs snapshot capture NAME KEY [--label K=V]...
+       unionfs snapshot mount KEY DIR [-o OPTIONS]
+       unionfs snapshot umount DIR [--lazy]
+       unionfs snapshot mounts KEY [DIR]
+       unionfs snapshot release KEY...
+       unionfs snapshot rm KEY...
+       unionfs snapshot ls
+       unionfs snapshot info KEY...
+       unionfs snapshot usage [KEY...]
+       unionfs snapshot diff KEY
+       unionfs snapshot label KEY NAME=VALUE...
+       unionfs snapshot cleanup
+
+Snapshots are trees of files, each on top of its parent. "prepare" makes one that can be
+changed, "commit" gives it a name and ends that, so that others can be prepared on it; a
+"view" shows one read-only. "capture" is a commit after which KEY goes on. "mounts" prints
+the commands that "mount" stands for. An empty VALUE removes a label.
+
+{STORE}"""

@@ -44,6 +44,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 from unionfs.errors import UnsupportedError
+from unionfs.union.changes import Change
 
 #: The most bytes that the key and the value of one label have together, as in containerd.
 LABEL_LIMIT = 4096
@@ -188,7 +189,7 @@ class Driver(ABC):
 
         Raises as `commit`.
         """
-        raise UnsupportedError(f"{self.name}: cannot capture {name} of {key}")
+        raise UnsupportedError(f"the driver {self.name} cannot capture {key}")
 
     @abstractmethod
     def remove(self, key: str) -> None:
@@ -203,9 +204,7 @@ class Driver(ABC):
         """Return what is known of *key*. Raises `NotFoundError`."""
 
     @abstractmethod
-    def update(
-        self, key: str, labels: Mapping[str, str | None], *, replace: bool = False
-    ) -> Info:
+    def update(self, key: str, labels: Mapping[str, str | None], *, replace: bool = False) -> Info:
         """Set *labels* of *key*, ``None`` removes one; *replace* removes all others.
 
         Raises `NotFoundError`, `InvalidArgumentError`.
@@ -218,6 +217,14 @@ class Driver(ABC):
     @abstractmethod
     def walk(self) -> Iterator[Info]:
         """Yield every snapshot, parents before their children, as of one point in time."""
+
+    def changes(self, key: str) -> Iterator[Change]:
+        """Yield what *key* changes of its parent, each directory before its entries.
+
+        Raises `NotFoundError`; `UnsupportedError` without ``diff``: then two trees that are
+        mounted must be compared.
+        """
+        raise UnsupportedError(f"the driver {self.name} cannot tell the changes of {key}")
 
     @abstractmethod
     def cleanup(self) -> Sequence[str]:

@@ -57,6 +57,8 @@ class MountEntry(NamedTuple):
     kind: str
     source: bytes
     super_options: str
+    root: bytes
+    """What is mounted there of its file system: ``/``, or a directory inside, as binds show."""
 
     @property
     def owner(self) -> int | None:
@@ -85,6 +87,7 @@ def parse_mountinfo(text: bytes) -> list[MountEntry]:
                 kind=right[0].decode(),
                 source=_unescape(right[1]) if len(right) > 1 else b"",
                 super_options=right[2].decode(errors="surrogateescape") if len(right) > 2 else "",
+                root=_unescape(left[3]),
             )
         )
     return entries

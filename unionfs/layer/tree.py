@@ -335,31 +335,3 @@ def kind_of(entry: os.DirEntry[bytes]) -> int:
     if entry.is_symlink():
         return stat.S_IFLNK
     return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
-
-
-def remove_tree(dirfd: int, name: bytes) -> None:
-    """Remove *name* in *dirfd* with all that is in it; what is missing is no error."""
-    try:
-        os.unlink(name, dir_fd=dirfd)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        _remove_directory(dirfd, name)
-
-
-def _remove_directory(dirfd: int, name: bytes) -> None:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, dir_fd=dirfd)
-    except PermissionError:
-        # An unprivileged daemon's own directory may be unreadable even to its owner.
-        os.chmod(xattrs.entry_path(dirfd, name), 0o700)
-        fd = os.open(name, flags, dir_fd=dirfd)
-    try:
-        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o700 != 0o700:
-            os.fchmod(fd, 0o700)
-        for entry in os.listdir(fd):
-            remove_tree(fd, os.fsencode(entry))
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dirfd)

@@ -16,7 +16,8 @@ from typing import Final, Protocol
 
 from unionfs.errors import LayerError
 from unionfs.layer import xattrs
-from unionfs.layer.tree import opened_up, remove_tree
+from unionfs.layer.tree import opened_up
+from unionfs.layer.walk import remove_tree
 from unionfs.layer.xattrs import Marks
 
 _OPEN: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

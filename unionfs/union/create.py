@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from unionfs.layer import acl, syscalls, xattrs
-from unionfs.layer.tree import Directory, remove_tree
+from unionfs.layer.tree import Directory
+from unionfs.layer.walk import remove_tree
 from unionfs.union import whiteouts
 from unionfs.union.copydir import copy_up_directory
 from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode

@@ -1,0 +1,220 @@
+"""``unionfs snapshot``: the verbs of a storage driver, typed by a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from unionfs.cli import usage
+from unionfs.cli.arguments import Arguments, Grammar, scan
+from unionfs.cli.mount_command import asked_text
+from unionfs.cli.output import print_table, printable
+from unionfs.cli.store_arguments import grammar, open_store, pairs, print_json, readable, size
+from unionfs.driver.api import Info
+from unionfs.errors import UsageError
+from unionfs.store.compare import snapshot_changes
+from unionfs.store.store import Store
+
+_LABELLED: Final = grammar(valued={"label"})
+_SIZED: Final = grammar(valued={"label", "size"})
+_PLAIN: Final = grammar()
+_MOUNTING: Final = grammar(valued={"o"}, aliases={"options": "o"})
+_UNMOUNTING: Final = grammar(flags={"l"}, aliases={"lazy": "l"})
+_EMPTY_PLACE: Final = "TARGET"
+
+
+class _Verb(NamedTuple):
+    run: Callable[[Store, Arguments], None]
+    grammar: Grammar
+    least: int
+    """The fewest and the most words after the verb; no limit for the latter is -1."""
+    most: int
+
+
+def run(argv: list[str]) -> int:
+    """Do what *argv*, the words after ``snapshot``, says."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage.SNAPSHOT, file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 1
+    verb = VERBS.get(argv[0])
+    if verb is None:
+        raise UsageError(f"snapshot {argv[0]}: unknown; there are {', '.join(VERBS)}")
+    arguments = scan(argv[1:], verb.grammar)
+    if (text := asked_text(arguments, usage.SNAPSHOT)) is not None:
+        print(text)
+        return 0
+    arguments.refuse_unknown()
+    count = len(arguments.positionals)
+    if count < verb.least or (count > verb.most >= 0):
+        raise UsageError(f"snapshot {argv[0]}: see unionfs snapshot --help")
+    with open_store(arguments) as store:
+        verb.run(store, arguments)
+    return 0
+
+
+def _prepare(store: Store, arguments: Arguments) -> None:
+    key, *parent = arguments.positionals
+    limit = arguments.last("size")
+    info = store.driver.prepare(
+        key,
+        parent[0] if parent else "",
+        labels=_labels(arguments),
+        size=None if limit is None else size(limit, "--size"),
+    )
+    _print_made(info, arguments)
+
+
+def _view(store: Store, arguments: Arguments) -> None:
+    key, parent = arguments.positionals
+    _print_made(store.driver.view(key, parent, labels=_labels(arguments)), arguments)
+
+
+def _commit(store: Store, arguments: Arguments) -> None:
+    name, key = arguments.positionals
+    labels = _labels(arguments) if "label" in arguments.values else None
+    _print_made(store.commit(name, key, labels), arguments)
+
+
+def _capture(store: Store, arguments: Arguments) -> None:
+    name, key = arguments.positionals
+    labels = _labels(arguments) if "label" in arguments.values else None
+    _print_made(store.driver.capture(name, key, labels=labels), arguments)
+
+
+def _mount(store: Store, arguments: Arguments) -> None:
+    key, target = arguments.positionals
+    store.mount(key, target, extra=arguments.values.get("o", ()))
+
+
+def _umount(store: Store, arguments: Arguments) -> None:
+    store.umount(arguments.positionals[0], lazy="l" in arguments.flags)
+
+
+def _mounts(store: Store, arguments: Arguments) -> None:
+    key, *target = arguments.positionals
+    mounts = store.driver.mounts(key)
+    if "json" in arguments.flags:
+        print_json([one._asdict() for one in mounts])
+        return
+    for one in mounts:
+        words = ["mount", "-t", one.type, "-o", ",".join(one.options), one.source]
+        print(printable(" ".join(map(_quoted, [*words, *(target or [_EMPTY_PLACE])]))))
+
+
+def _quoted(word: str) -> str:
+    import shlex  # noqa: PLC0415 - for this verb alone
+
+    return shlex.quote(word)
+
+
+def _remove(store: Store, arguments: Arguments) -> None:
+    for key in arguments.positionals:
+        store.remove(key)
+
+
+def _release(store: Store, arguments: Arguments) -> None:
+    for key in arguments.positionals:
+        store.driver.release(key)
+
+
+def _list(store: Store, arguments: Arguments) -> None:
+    found = list(store.driver.walk())
+    if "json" in arguments.flags:
+        print_json([_as_json(info) for info in found])
+    elif found:
+        rows = ([one.key, one.parent, one.kind.value, _date(one.created)] for one in found)
+        print_table(("key", "parent", "kind", "created"), rows)
+
+
+def _info(store: Store, arguments: Arguments) -> None:
+    found = [_as_json(store.driver.stat(key)) for key in arguments.positionals]
+    if "json" in arguments.flags:
+        print_json(found)
+        return
+    for one in found:
+        labels = one.pop("labels")
+        lines = [*one.items(), *((f"label {name}", text) for name, text in labels.items())]
+        for name, value in lines:
+            print(printable(f"{name}: {'-' if value in (None, '') else value}"))
+
+
+def _usage(store: Store, arguments: Arguments) -> None:
+    keys = arguments.positionals or [info.key for info in store.driver.walk()]
+    found = [(key, store.driver.usage(key)) for key in keys]
+    if "json" in arguments.flags:
+        print_json([{"key": key, **used._asdict()} for key, used in found])
+    elif found:
+        rows = ([key, readable(used.size), str(used.inodes)] for key, used in found)
+        print_table(("key", "size", "inodes"), rows)
+
+
+def _diff(store: Store, arguments: Arguments) -> None:
+    found = snapshot_changes(store, arguments.positionals[0])
+    if "json" in arguments.flags:
+        print_json([{"kind": one.kind, "path": os.fsdecode(one.path)} for one in found])
+        return
+    output = sys.stdout.buffer
+    for one in found:
+        output.write(b"%s %s\n" % (one.kind.encode(), one.path))
+    output.flush()
+
+
+def _label(store: Store, arguments: Arguments) -> None:
+    key, *texts = arguments.positionals
+    labels = {name: value or None for name, value in pairs(texts, "label")}
+    _print_made(store.driver.update(key, labels), arguments)
+
+
+def _cleanup(store: Store, arguments: Arguments) -> None:
+    removed = store.driver.cleanup()
+    if "json" in arguments.flags:
+        print_json(removed)
+        return
+    for path in removed:
+        print(printable(path))
+
+
+def _labels(arguments: Arguments) -> dict[str, str]:
+    return dict(pairs(arguments.values.get("label", ()), "--label"))
+
+
+def _print_made(info: Info, arguments: Arguments) -> None:
+    if "json" in arguments.flags:
+        print_json(_as_json(info))
+
+
+def _as_json(info: Info) -> dict[str, Any]:
+    return {
+        **info._asdict(),
+        "kind": info.kind.value,
+        "labels": dict(info.labels),
+        "created": _date(info.created),
+        "updated": _date(info.updated),
+    }
+
+
+def _date(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="seconds")
+
+
+#: Each verb with what it takes; in the order that --help tells them.
+VERBS: Final[dict[str, _Verb]] = {
+    "prepare": _Verb(_prepare, _SIZED, 1, 2),
+    "view": _Verb(_view, _LABELLED, 2, 2),
+    "commit": _Verb(_commit, _LABELLED, 2, 2),
+    "capture": _Verb(_capture, _LABELLED, 2, 2),
+    "mount": _Verb(_mount, _MOUNTING, 2, 2),
+    "umount": _Verb(_umount, _UNMOUNTING, 1, 1),
+    "mounts": _Verb(_mounts, _PLAIN, 1, 2),
+    "release": _Verb(_release, _PLAIN, 1, -1),
+    "rm": _Verb(_remove, _PLAIN, 1, -1),
+    "ls": _Verb(_list, _PLAIN, 0, 0),
+    "info": _Verb(_info, _PLAIN, 1, -1),
+    "usage": _Verb(_usage, _PLAIN, 0, -1),
+    "diff": _Verb(_diff, _PLAIN, 1, 1),
+    "label": _Verb(_label, _PLAIN, 2, -1),
+    "cleanup": _Verb(_cleanup, _PLAIN, 0, 0),
+}

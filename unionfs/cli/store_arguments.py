@@ -1,0 +1,73 @@
+"""What all commands of the store have in common: which store, which driver, how it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from unionfs.cli.arguments import Arguments, Grammar
+from unionfs.errors import UsageError
+from unionfs.store.store import DEFAULT_DRIVER, Store, default_root
+
+FLAGS: Final = frozenset({"json", "h", "V"})
+VALUED: Final = frozenset({"root", "driver", "storage-opt"})
+_SIZE: Final = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[bkmgt]?)(i?b)?")
+ALIASES: Final = {"help": "h", "version": "V"}
+
+
+def grammar(
+    flags: Iterable[str] = (),
+    valued: Iterable[str] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> Grammar:
+    """Return the grammar of a command with these *flags* and options beside the common ones."""
+    return Grammar(FLAGS.union(flags), VALUED.union(valued), {**ALIASES, **(aliases or {})})
+
+
+@contextlib.contextmanager
+def open_store(arguments: Arguments) -> Iterator[Store]:
+    """Open the store that *arguments* and the environment name. Raises `StoreError`."""
+    root = arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
+    driver = arguments.last("driver") or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
+    options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
+    with contextlib.closing(Store.open(root, driver, options)) as store:
+        yield store
+
+
+def pairs(texts: Iterable[str], option: str) -> Iterator[tuple[str, str]]:
+    """Yield each of *texts*, values of *option*, as key and value. Raises `UsageError`."""
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option} {text}: not KEY=VALUE")
+        yield key, value
+
+
+def size(text: str, option: str) -> int:
+    """Return the bytes that *text* means: a number, with b, k, m, g or t as Docker has them.
+
+    Raises `UsageError`.
+    """
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(f"{option} {text}: not a size, like 64m or 10g")
+    return int(float(found["number"]) * 1024 ** "bkmgt".index(found["unit"] or "b"))
+
+
+def readable(size_in_bytes: int) -> str:
+    """Return *size_in_bytes* as people read it."""
+    amount = float(size_in_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def print_json(value: Any) -> None:
+    """Print *value* for a script."""
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,127 @@
+"""One SQLite file, used by many threads and processes, one transaction for each change.
+
+Write-ahead logging lets readers go on beside the one writer, and a commit is on the disk before
+it returns. The version of the schema stands in the file: an older one is brought up to
+date, a newer one is refused and left untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from unionfs.errors import FailedPreconditionError, StoreError, UnsupportedError
+
+#: Seconds to wait for another process's transaction.
+_PATIENCE: Final = 60.0
+
+
+class Database:
+    """One connection to a SQLite file, shared by the threads of a process.
+
+    *migrations* are the scripts that make each version of the schema out of the one before.
+    """
+
+    def __init__(self, path: str, application: int, migrations: Sequence[str]) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        try:
+            # Autocommit: transactions begin and end where we say so.
+            self._connection = sqlite3.connect(
+                path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            self._open(application, migrations)
+        except sqlite3.Error as error:
+            self.close()
+            raise UnsupportedError(f"{path}: {error}") from error
+        except StoreError:
+            self.close()
+            raise
+
+    def _open(self, application: int, migrations: Sequence[str]) -> None:
+        """Bring the schema up to date; a database that is not ours, or newer, stays untouched."""
+        version, found = self._pragma("user_version"), self._pragma("application_id")
+        if version > len(migrations):
+            raise FailedPreconditionError(
+                f"{self._path}: version {version} is newer than this program's"
+                f" {len(migrations)}; use the newer one"
+            )
+        if found not in (0, application) or (found == 0 and self._has_tables()):
+            raise FailedPreconditionError(f"{self._path}: not a database of this program's")
+        if self._pragma("journal_mode = WAL") != "wal":
+            raise UnsupportedError(
+                f"{self._path}: SQLite has no write-ahead log on this file system; choose"
+                " a local one with --root"
+            )
+        self._pragma("synchronous = FULL")
+        self._pragma("foreign_keys = ON")
+        if version < len(migrations):
+            with self.write():
+                # Another process may have been first.
+                for script in migrations[self._pragma("user_version") :]:
+                    for statement in script.split(";"):
+                        self.run(statement)
+                self._pragma(f"user_version = {len(migrations)}")
+                self._pragma(f"application_id = {application}")
+
+    def _has_tables(self) -> bool:
+        return bool(self.rows("SELECT 1 FROM sqlite_master"))
+
+    def _pragma(self, text: str) -> Any:
+        row = self.run(f"PRAGMA {text}").fetchone()
+        return None if row is None else row[0]
+
+    def run(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run one statement. Raises ``sqlite3.IntegrityError`` for a broken constraint."""
+        if self._connection is None:
+            raise FailedPreconditionError(f"{self._path}: closed")
+        try:
+            return self._connection.execute(statement, parameters)
+        except sqlite3.OperationalError as error:
+            raise self._explained(error) from error
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Return all rows of a SELECT, as of one point in time."""
+        with self._lock:
+            return self.run(statement, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[None]:
+        """Do what is in the block as one transaction; an exception undoes all of it.
+
+        Nobody else writes meanwhile, so that what is read in it stays true to its end.
+        """
+        with self._lock:
+            self.run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.run("COMMIT")
+            except BaseException:
+                with contextlib.suppress(StoreError, OSError, sqlite3.Error):
+                    self.run("ROLLBACK")
+                raise
+
+    def _explained(self, error: sqlite3.OperationalError) -> Exception:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_FULL"):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+        if name.startswith("SQLITE_BUSY"):
+            return FailedPreconditionError(
+                f"{self._path}: another process has held it for {_PATIENCE:.0f} seconds"
+            )
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR")):
+            return UnsupportedError(f"{self._path}: {error}")
+        return error
+
+    def close(self) -> None:
+        """Close the connection; twice is fine."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None

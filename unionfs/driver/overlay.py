@@ -1,0 +1,126 @@
+"""The overlay driver: a directory for each layer, stacked when it is mounted.
+
+``snapshots/ID/fs`` is what the snapshot changes of its parent, in overlayfs's form; an active
+one has ``snapshots/ID/work`` beside it. Either mounter takes them: this union (the default),
+or the kernel's overlayfs with ``mounter=kernel``, the same store under both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Final, Self
+
+from unionfs import optstring
+from unionfs.driver.api import Capabilities, Kind, Mount, Usage
+from unionfs.driver.lifecycle import SnapshotDriver
+from unionfs.driver.metadata import Metadata, Snapshot
+from unionfs.driver.usage import disk_usage
+from unionfs.errors import FailedPreconditionError, UnsupportedError, UsageError
+from unionfs.layer.attributes import copy_attributes
+from unionfs.layer.stack import MAX_LOWERS, LayerStack
+from unionfs.layer.xattrs import Marks
+from unionfs.options import MountOptions
+from unionfs.union.changes import Change, changes
+
+#: What the kernel's overlayfs must be told to do as this union always does.
+_KERNEL_OPTIONS: Final = ("redirect_dir=on", "index=on", "xino=on")
+_MOUNTERS: Final = ("union", "kernel")
+
+
+class OverlayDriver(SnapshotDriver):
+    """See the module."""
+
+    name: ClassVar[str] = "overlay"
+    capabilities: ClassVar[Capabilities] = Capabilities(diff=True)
+    options: ClassVar[Mapping[str, str]] = {
+        "mounter": "union (the default) or kernel: who mounts the layers",
+    }
+
+    def __init__(self, home: str, metadata: Metadata, *, mounter: str) -> None:
+        super().__init__(home, metadata)
+        self._mounter = mounter
+        self._marks = Marks(user=os.geteuid() != 0)
+
+    @classmethod
+    def configure(cls, home: str, metadata: Metadata, options: Mapping[str, str]) -> Self:
+        mounter = options.get("mounter", _MOUNTERS[0])
+        if mounter not in _MOUNTERS:
+            raise UsageError(f"mounter={mounter}: it is {' or '.join(_MOUNTERS)}")
+        if mounter == "kernel" and os.geteuid() != 0:
+            raise UnsupportedError("mounter=kernel: needs root; mounter=union does not")
+        _require_marks(home)
+        return cls(home, metadata, mounter=mounter)
+
+    def begin(self, directory: str, kind: Kind, parent: Snapshot | None, size: int | None) -> None:
+        if kind is Kind.VIEW:
+            return
+        root = os.path.join(directory, "fs")
+        os.mkdir(root, 0o755)
+        os.chmod(root, 0o755)  # noqa: S103 - as promised, whatever the umask says
+        os.mkdir(os.path.join(directory, "work"), 0o700)
+        if parent is not None:
+            below = os.fsencode(self.layer(parent))
+            copy_attributes(below, os.fsencode(root), os.lstat(below), self._marks)
+
+    def layer(self, snapshot: Snapshot) -> str:
+        """Return the directory with what *snapshot*, active or committed, changes."""
+        return os.path.join(self.directory(snapshot), "fs")
+
+    def layers(self, key: str) -> list[str]:
+        """Return the directories that show *key*, topmost first. Raises `NotFoundError`."""
+        chain = self.metadata.chain(self.metadata.find(key))
+        return [self.layer(one) for one in chain if one.kind is not Kind.VIEW]
+
+    def tell_mounts(self, chain: Sequence[Snapshot]) -> Sequence[Mount]:
+        snapshot, lowers = chain[0], [self.layer(one) for one in chain[1:]]
+        if len(lowers) > MAX_LOWERS:
+            raise FailedPreconditionError(
+                f"{snapshot.key}: on {len(lowers)} layers, and {MAX_LOWERS} can be mounted"
+            )
+        if snapshot.kind is Kind.ACTIVE:
+            root = self.layer(snapshot)
+            if not lowers:
+                return [Mount("bind", root, ("bind", "rw"))]
+            work = os.path.join(self.directory(snapshot), "work")
+            return [self._stacked(lowers, (("upperdir", root), ("workdir", work)))]
+        if len(lowers) == 1 and self._mounter == "kernel":
+            # It makes no overlay of one directory.
+            return [Mount("bind", lowers[0], ("bind", "ro"))]
+        return [self._stacked(lowers, ())]
+
+    def _stacked(self, lowers: Sequence[str], writable: Sequence[tuple[str, str]]) -> Mount:
+        below = ":".join(optstring.escape(lower, also=":") for lower in lowers)
+        own = (f"{option}={optstring.escape(path)}" for option, path in writable)
+        options = (f"lowerdir={below}", *own)
+        if self._mounter == "kernel":
+            return Mount("overlay", "overlay", (*options, *_KERNEL_OPTIONS))
+        return Mount("fuse3.unionfs", "overlay", options)
+
+    def changes(self, key: str) -> Iterator[Change]:
+        layers = [os.fsencode(layer) for layer in self.layers(key)]
+        if self.stat(key).kind is Kind.VIEW:
+            return  # it changes nothing
+        options = MountOptions(upperdir=layers[0], lowerdirs=tuple(layers[1:]))
+        with contextlib.closing(LayerStack.inspect(options)) as stack:
+            yield from changes(stack)
+
+    def measure(self, snapshot: Snapshot) -> Usage:
+        if snapshot.kind is Kind.VIEW:
+            return Usage(0, 0)
+        return disk_usage(self.layer(snapshot))
+
+
+def _require_marks(home: str) -> None:
+    """Raise `UnsupportedError` where the marks of layers cannot be kept."""
+    marks = Marks(user=os.geteuid() != 0)
+    probe = os.fsencode(os.path.join(home, "snapshots"))
+    try:
+        marks.write(probe, b"probe", b"y")
+        marks.remove(probe, b"probe")
+    except OSError as error:
+        raise UnsupportedError(
+            f"{home}: {error.strerror}: its file system keeps no extended attributes for the"
+            " marks of layers; choose a local one (ext4, xfs, btrfs) with --root"
+        ) from error

@@ -1,0 +1,49 @@
+"""What snapshots take of the disk, and whether anything is mounted of them."""
+
+from __future__ import annotations
+
+import os
+
+from unionfs import registry
+from unionfs.driver.api import Usage
+from unionfs.fuse import mounting
+from unionfs.layer import walk
+
+
+def disk_usage(directory: str) -> Usage:
+    """Return what *directory* and all in it take, as du(1) counts it."""
+    return Usage(*walk.disk_usage(os.fsencode(directory)))
+
+
+def mounted_from(directory: str) -> str | None:
+    """Return where something of *directory* is mounted for writing, ``None`` if nowhere.
+
+    Knows what this process can see: the mounts of its own namespace (binds of what is
+    inside, overlays and unions whose upper lies there), not those of other namespaces.
+    """
+    inside = directory + "/"
+    for entry in mounting.mounts():
+        if entry.kind == mounting.FSTYPE:
+            record = registry.find(entry)
+            told = "" if record is None else record.options
+        else:
+            told = entry.super_options
+        upper = told.partition("upperdir=")[2].partition(",")[0]
+        if upper.startswith(inside) or _is_bind_of(entry, inside):
+            return os.fsdecode(entry.target)
+    return None
+
+
+def _is_bind_of(entry: mounting.MountEntry, inside: str) -> bool:
+    """Say whether *entry* shows a directory in *inside*.
+
+    Where that lies in its file system can be told only from the end of the path, since the
+    file system may itself be mounted anywhere; so the directories are compared, too.
+    """
+    place, _, within = os.fsdecode(entry.root).rpartition("/")
+    if "/".join(place.split("/")[-2:]) != "/".join(inside.split("/")[-3:-1]):
+        return False
+    try:
+        return os.path.samestat(os.stat(inside + within), os.stat(entry.target))
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""A store: snapshots, images and volumes kept by name below one directory."""

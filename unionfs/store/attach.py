@@ -1,0 +1,101 @@
+"""What a driver says is to be mounted, mounted; and unmounted again.
+
+Unions are mounted by this program. For all else mount(8) is asked, which knows about loop
+devices, directories inside (``X-mount.subdir=``) and read-only binds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import Final
+
+from unionfs.driver.api import Mount
+from unionfs.errors import MountError, UnsupportedError
+from unionfs.fuse import mounting
+from unionfs.mount import mount
+from unionfs.options import parse_options
+from unionfs.unmount import unmount
+
+_UNION: Final = "fuse3.unionfs"
+#: mount(2) takes a page of options; the rest is for what mount(8) adds.
+_OPTIONS_LIMIT: Final = 4000
+
+
+def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -> None:
+    """Mount *mounts* on the directory *target*, in order, each with the *extra* options.
+
+    Raises `MountError` with what mount(8) says, and leaves nothing mounted then.
+    """
+    if not os.path.isdir(target):
+        raise MountError(f"{target}: not a directory")
+    done = 0
+    try:
+        for one in mounts:
+            _mount(one._replace(options=(*one.options, *extra)), target)
+            done += 1
+    except BaseException:
+        for _ in range(done):
+            detach(target)
+        raise
+
+
+def _mount(one: Mount, target: str) -> None:
+    if one.type == _UNION:
+        parsed = parse_options([",".join(one.options)], source=one.source)
+        mount(parsed.options, os.fsencode(target), foreground=False)
+        return
+    place, options = "/", ",".join(one.options)
+    if one.type == "overlay" and len(options) > _OPTIONS_LIMIT:
+        place, options = _shortened(one.options)
+    _run_mount(["-t", one.type, "-o", options, "--", one.source, os.path.abspath(target)], place)
+
+
+def _shortened(options: Sequence[str]) -> tuple[str, str]:
+    """Return a directory from which the paths of lower layers are short, and the options."""
+    lowers = [word.removeprefix("lowerdir=") for word in options if word.startswith("lowerdir=")]
+    place = os.path.commonpath(lowers[0].split(":")) if lowers else "/"
+    if "\\" in place or "\\" in lowers[0]:
+        return "/", ",".join(options)
+    below = ":".join(os.path.relpath(lower, place) for lower in lowers[0].split(":"))
+    return place, ",".join([f"lowerdir={below}", *(w for w in options if w != options[0])])
+
+
+def _run_mount(arguments: Sequence[str], place: str) -> None:
+    # Newer ones ask the kernel option by option, of 256 bytes each: too little for layers.
+    environment = {**os.environ, "LC_ALL": "C", "LIBMOUNT_FORCE_MOUNT2": "always"}
+    try:
+        done = subprocess.run(
+            ["mount", *arguments],
+            cwd=place,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UnsupportedError("mount(8) is not in PATH: install the package mount") from error
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise MountError(said[0].removeprefix("mount: "))
+
+
+def detach(target: str, *, lazy: bool = False) -> None:
+    """Unmount what is topmost on *target*; wait for the daemon of a union.
+
+    Raises `MountError`.
+    """
+    try:
+        place = mounting.resolve(os.fsencode(target))
+    except OSError as error:
+        raise MountError(f"{target}: {error.strerror}") from error
+    entry = mounting.mount_at(place)
+    if entry is None:
+        raise MountError(f"{target}: nothing is mounted here")
+    if entry.kind == mounting.FSTYPE:
+        unmount(target, lazy=lazy)
+    else:
+        mounting.unmount(place, lazy=lazy)

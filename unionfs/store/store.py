@@ -1,0 +1,150 @@
+"""The store: one directory with a driver's snapshots, and what is known of their use.
+
+``ROOT/store.db`` has what is said about names, ``ROOT/DRIVER`` is the home of each driver that
+was ever used here. Any number of processes use a store at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Self
+
+from unionfs.database import Database
+from unionfs.driver import registry
+from unionfs.driver.api import Driver, Info
+from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, UnsupportedError
+from unionfs.store import schema
+from unionfs.store.attach import attach, detach
+from unionfs.store.uses import Subject, Uses
+
+DEFAULT_DRIVER: Final = "overlay"
+
+#: ``struct flock``: type, whence, start, length, pid.
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+
+
+def default_root() -> str:
+    """Return where this user's store is unless told otherwise."""
+    if os.geteuid() == 0:
+        return "/var/lib/unionfs"
+    data = os.environ.get("XDG_DATA_HOME", "")
+    home = data if os.path.isabs(data) else os.path.expanduser("~/.local/share")
+    return os.path.join(home, "unionfs")
+
+
+class Store:
+    """A store, opened with one of its drivers."""
+
+    def __init__(self, root: str, driver: Driver, database: Database) -> None:
+        self.root = root
+        self.driver = driver
+        self.database = database
+        self.uses = Uses(database)
+
+    @classmethod
+    def open(cls, root: str, driver: str, options: Mapping[str, str]) -> Self:
+        """Open, and make at the first time, the store in the directory *root*.
+
+        *options* are the driver's. Raises `StoreError`, and ``OSError`` for the directory.
+        """
+        found = registry.driver_class(driver)
+        _make_root(root)
+        database = Database(os.path.join(root, "store.db"), schema.APPLICATION, schema.MIGRATIONS)
+        try:
+            opened = found.open(os.path.join(root, driver), options)
+        except BaseException:
+            database.close()
+            raise
+        return cls(root, opened, database)
+
+    def close(self) -> None:
+        """Give up what the object holds; twice is fine."""
+        self.driver.close()
+        self.database.close()
+
+    def subject(self, key: str) -> Subject:
+        """Return the snapshot *key* as what is used."""
+        return Subject("snapshot", self.driver.name, key)
+
+    def mount(self, key: str, target: str, *, extra: Sequence[str] = ()) -> None:
+        """Mount the snapshot *key* on the directory *target*, with mount options *extra*.
+
+        Raises what `Driver.mounts` raises, and `MountError`.
+        """
+        if not os.path.isdir(target):
+            raise MountError(f"{target}: not a directory")
+        place = os.path.realpath(target)
+        with self.alone(key):
+            number = self.uses.add(self.subject(key), place, place)
+            try:
+                attach(self.driver.mounts(key), place, extra=extra)
+            except BaseException:
+                self.uses.remove(number)
+                self.release_unused(key)
+                raise
+
+    def umount(self, target: str, *, lazy: bool = False) -> None:
+        """Unmount the snapshot on *target*; the last one gives back what the driver took.
+
+        Raises `MountError`, `NotFoundError` when no snapshot of this store is mounted there.
+        """
+        place = os.path.realpath(target)
+        found = [use for use in self.uses.on(place) if use.subject.driver == self.driver.name]
+        if not found:
+            raise NotFoundError(f"{target}: no snapshot of {self.root} is mounted here")
+        use = found[-1]
+        with self.alone(use.subject.name):
+            detach(place, lazy=lazy)
+            self.uses.remove(use.id)
+            self.release_unused(use.subject.name)
+
+    def release_unused(self, key: str) -> None:
+        """Give back what the driver took for the snapshot *key*, unless somebody uses it."""
+        if self.uses.of(self.subject(key)):
+            return
+        # It may be mounted by others than the store, or gone.
+        with contextlib.suppress(FailedPreconditionError, NotFoundError):
+            self.driver.release(key)
+
+    def remove(self, key: str) -> None:
+        """Remove the snapshot *key*. Raises `FailedPreconditionError` with who uses it."""
+        with self.alone(key):
+            self.require_unused(key)
+            self.driver.remove(key)
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> Info:
+        """Commit *key* as *name*. Raises `FailedPreconditionError` with who uses it."""
+        with self.alone(key):
+            self.require_unused(key)
+            return self.driver.commit(name, key, labels=labels)
+
+    def require_unused(self, key: str) -> None:
+        """Raise `FailedPreconditionError` while the snapshot *key* is used."""
+        if found := self.uses.of(self.subject(key)):
+            raise FailedPreconditionError(f"{key}: in use by {found[0].holder}")
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Keep other processes and threads from mounting or unmounting *key* meanwhile."""
+        fd = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # One byte of the file for each key, more or less; it goes with the descriptor.
+            place = zlib.crc32(key.encode(errors="surrogateescape"))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, 0, place, 1, 0))
+            yield
+        finally:
+            os.close(fd)
+
+
+def _make_root(root: str) -> None:
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    except PermissionError as error:
+        raise UnsupportedError(
+            f"{root}: {error.strerror}; choose another directory with --root"
+        ) from error
