@@ -28,10 +28,15 @@ def grammar(
     return Grammar(FLAGS.union(flags), VALUED.union(valued), {**ALIASES, **(aliases or {})})
 
 
+def chosen_root(arguments: Arguments) -> str:
+    """Return the directory of the store that *arguments* and the environment name."""
+    return arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
+
+
 @contextlib.contextmanager
 def open_store(arguments: Arguments) -> Iterator[Store]:
     """Open the store that *arguments* and the environment name. Raises `StoreError`."""
-    root = arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
+    root = chosen_root(arguments)
     driver = arguments.last("driver") or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
     options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
     with contextlib.closing(Store.open(root, driver, options)) as store:

@@ -20,7 +20,7 @@ from unionfs.driver.usage import disk_usage
 from unionfs.errors import FailedPreconditionError, UnsupportedError, UsageError
 from unionfs.layer.attributes import copy_attributes
 from unionfs.layer.stack import MAX_LOWERS, LayerStack
-from unionfs.layer.xattrs import Marks
+from unionfs.layer.xattrs import Marks, may_use_trusted
 from unionfs.options import MountOptions
 from unionfs.union.changes import Change, changes
 
@@ -41,7 +41,7 @@ class OverlayDriver(SnapshotDriver):
     def __init__(self, home: str, metadata: Metadata, *, mounter: str) -> None:
         super().__init__(home, metadata)
         self._mounter = mounter
-        self._marks = Marks(user=os.geteuid() != 0)
+        self._marks = Marks(user=not may_use_trusted())
 
     @classmethod
     def configure(cls, home: str, metadata: Metadata, options: Mapping[str, str]) -> Self:
@@ -114,7 +114,7 @@ class OverlayDriver(SnapshotDriver):
 
 def _require_marks(home: str) -> None:
     """Raise `UnsupportedError` where the marks of layers cannot be kept."""
-    marks = Marks(user=os.geteuid() != 0)
+    marks = Marks(user=not may_use_trusted())
     probe = os.fsencode(os.path.join(home, "snapshots"))
     try:
         marks.write(probe, b"probe", b"y")

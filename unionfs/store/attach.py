@@ -15,6 +15,7 @@ from unionfs.driver.api import Mount
 from unionfs.errors import MountError, UnsupportedError
 from unionfs.fuse import mounting
 from unionfs.mount import mount
+from unionfs.namespace import MountNamespace
 from unionfs.options import parse_options
 from unionfs.unmount import unmount
 
@@ -23,9 +24,16 @@ _UNION: Final = "fuse3.unionfs"
 _OPTIONS_LIMIT: Final = 4000
 
 
-def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -> None:
+def attach(
+    mounts: Sequence[Mount],
+    target: str,
+    *,
+    extra: Sequence[str] = (),
+    home: MountNamespace | None = None,
+) -> None:
     """Mount *mounts* on the directory *target*, in order, each with the *extra* options.
 
+    With a *home* the daemons of unions go there, as `unionfs.mount.mount` has it.
     Raises `MountError` with what mount(8) says, and leaves nothing mounted then.
     """
     if not os.path.isdir(target):
@@ -33,7 +41,7 @@ def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -
     done = 0
     try:
         for one in mounts:
-            _mount(one._replace(options=(*one.options, *extra)), target)
+            _mount(one._replace(options=(*one.options, *extra)), target, home)
             done += 1
     except BaseException:
         for _ in range(done):
@@ -41,10 +49,10 @@ def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -
         raise
 
 
-def _mount(one: Mount, target: str) -> None:
+def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
     if one.type == _UNION:
         parsed = parse_options([",".join(one.options)], source=one.source)
-        mount(parsed.options, os.fsencode(target), foreground=False)
+        mount(parsed.options, os.fsencode(target), foreground=False, home=home)
         return
     place, options = "/", ",".join(one.options)
     if one.type == "overlay" and len(options) > _OPTIONS_LIMIT:

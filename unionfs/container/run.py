@@ -1,0 +1,238 @@
+"""One command run over a fresh snapshot, from the making of its layer to the end of it.
+
+All that is mounted is in a mount namespace of the container's own, which ends with its last
+process, however that ends. The daemons of its unions are not in it: they live where this
+program was started, and end when the kernel gives the mounts up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from unionfs import registry
+from unionfs.container import records, rootfs, terminal
+from unionfs.container.first import FirstProcess
+from unionfs.container.init import Plan
+from unionfs.container.records import Record
+from unionfs.container.rootfs import Grafted
+from unionfs.container.spec import Bind, NamedVolume, Place, Spec, Tmpfs
+from unionfs.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    MountError,
+    NotFoundError,
+    UsageError,
+)
+from unionfs.fuse import mounting
+from unionfs.namespace import MountNamespace
+from unionfs.store.attach import attach
+from unionfs.store.store import Store
+
+#: For the daemons of what was mounted to bring all to the disk, in seconds.
+_PATIENCE: Final = 60.0
+#: Says of a snapshot that it is a container's.
+LABEL: Final = "unionfs/container"
+
+
+class Streams(NamedTuple):
+    """The descriptors of the caller that a command is given."""
+
+    source: int
+    """What it reads; with a terminal of its own, the keys."""
+    sink: int
+    errors: int
+
+
+def run(
+    store: Store,
+    name: str,
+    parent: str,
+    spec: Spec,
+    *,
+    ephemeral: bool,
+    open_streams: Callable[[Record], Streams],
+    started: Callable[[], None],
+) -> int:
+    """Run *spec* as container *name* over the committed snapshot *parent*; return its status.
+
+    The snapshot *name* that takes its changes is removed at the end when it is *ephemeral*,
+    and always when the command could not be started. *started* is called once it runs.
+    Raises `CommandError` when it cannot be, `StoreError`, `MountError` and ``OSError``.
+    """
+    clean(store)
+    with contextlib.closing(records.claim(store.root, name)) as record:
+        try:
+            store.driver.prepare(name, parent, labels={LABEL: name})
+        except AlreadyExistsError as error:
+            raise AlreadyExistsError(
+                f"{name}: the name is taken; free it with unionfs snapshot rm {name}"
+            ) from error
+        except BaseException:
+            record.remove()
+            raise
+        stays = False
+        try:
+            record.begin(ephemeral=ephemeral)
+            container = _Container(store, record, spec, open_streams(record))
+            with container.running():
+                stays = not ephemeral
+                started()
+                return container.wait()
+        finally:
+            record.end()
+            if not stays:
+                store.driver.remove(name)
+                record.remove()
+
+
+def clean(store: Store) -> None:
+    """Put in order what containers that were killed have left in *store*."""
+    for record in records.take_dead(store.root):
+        try:
+            ephemeral = record.is_ephemeral
+            if ephemeral:
+                with contextlib.suppress(NotFoundError):
+                    store.remove(record.name)
+            else:
+                store.driver.stat(record.name)
+                store.release_unused(record.name)
+        except NotFoundError:
+            ephemeral = True
+        except (FailedPreconditionError, OSError):
+            # Its last daemon is about to end; there will be a next time.
+            continue
+        if ephemeral:
+            record.remove()
+        else:
+            record.end()
+
+
+class _Container:
+    """What is there while a command runs, in the order in which it is made."""
+
+    def __init__(self, store: Store, record: Record, spec: Spec, streams: Streams) -> None:
+        self._store = store
+        self._record = record
+        self._spec = spec
+        self._streams = streams
+        self._daemons: list[registry.Record] = []
+        self._first: FirstProcess | None = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Have the command run in the block; nothing of it is left after the block."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._used())
+            stack.callback(self._wait_for_daemons)
+            first = self._start(stack)
+            self._first = first
+            first.wait_for_command()
+            yield
+
+    def wait(self) -> int:
+        """Pass on signals and what is typed and shown, until the command has ended."""
+        first = self._first
+        assert first is not None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(first.hears_signals())
+            if first.terminal is not None:
+                source = self._streams.source if self._spec.interactive else None
+                ends = (self._streams.source, self._streams.sink)
+                relay = terminal.Relay(first.terminal, source, self._streams.sink)
+                if source is not None:
+                    stack.enter_context(terminal.raw(source))
+                stack.enter_context(relay.follow_window(ends))
+                relay.run(until=first.descriptor)
+            return first.wait()
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """Have the snapshot marked as used, by this process for as long as it lives."""
+        name = self._record.name
+        subject = self._store.subject(name)
+        number = self._store.uses.add(
+            subject, f"container {name}", self._record.root, pid=os.getpid()
+        )
+        try:
+            yield
+        finally:
+            self._store.uses.remove(number)
+            self._store.release_unused(name)
+
+    def _start(self, stack: contextlib.ExitStack) -> FirstProcess:
+        """Mount everything where nobody else sees it, and start the first process there."""
+        home = stack.enter_context(contextlib.closing(MountNamespace()))
+        grafts = contextlib.ExitStack()
+        with home.left(), grafts:
+            before = {entry.device for entry in mounting.unions()}
+            mounts = self._store.driver.mounts(self._record.name)
+            try:
+                attach(mounts, self._record.root, home=home)
+                places = [self._open(place, grafts) for place in self._places()]
+            finally:
+                self._remember_daemons(before)
+            first = FirstProcess.start(self._plan(places))
+            stack.callback(first.close)
+            stack.callback(first.kill)
+        return first
+
+    def _plan(self, places: list[Grafted | Tmpfs]) -> Plan:
+        streams = self._streams
+        before = terminal.settings(streams.source) if self._spec.terminal else None
+        return Plan(
+            spec=self._spec,
+            root=self._record.root,
+            places=places,
+            streams=(streams.source, streams.sink, streams.errors),
+            window=terminal.window((streams.source, streams.sink)),
+            caller=None if before is None else (streams.source, before),
+        )
+
+    def _open(self, place: Place, grafts: contextlib.ExitStack) -> Grafted | Tmpfs:
+        """Return *place* as the first process takes it. Raises ``OSError``, `UsageError`."""
+        if isinstance(place, Tmpfs):
+            return place
+        if isinstance(place, NamedVolume):
+            raise UsageError(f"{place.name}: volumes by name are not there yet")
+        if place.create and not os.path.lexists(place.source):
+            os.makedirs(place.source)
+        mount_fd = rootfs.clone(place.source, read_only=place.read_only)
+        grafts.callback(os.close, mount_fd)
+        return Grafted(mount_fd, place.target, os.path.isdir(place.source))
+
+    def _places(self) -> Iterator[Place]:
+        """Yield what the command finds mounted, the files that every container has included."""
+        name, taken = self._spec.hostname, {place.target for place in self._spec.places}
+        files = {
+            "hostname": f"{name}\n",
+            "hosts": f"{_text('/etc/hosts')}127.0.1.1\t{name}\n",
+            "resolv.conf": _text("/etc/resolv.conf"),
+        }
+        for file, text in files.items():
+            if f"/etc/{file}" not in taken:
+                yield Bind(self._record.write(file, text), f"/etc/{file}")
+        yield from self._spec.places
+
+    def _remember_daemons(self, before: set[str]) -> None:
+        for entry in mounting.unions():
+            if entry.device not in before and (found := registry.find(entry)) is not None:
+                self._daemons.append(found)
+
+    def _wait_for_daemons(self) -> None:
+        """Wait until all that was written is where it belongs. Raises `MountError`."""
+        for daemon in self._daemons:
+            if not registry.wait_for_end(daemon, _PATIENCE):
+                raise MountError(f"process {daemon.pid} still serves {daemon.target}")
+
+
+def _text(path: str) -> str:
+    """Return the text of the host's file *path*, ending with a whole line; empty without one."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except OSError:
+        return ""
+    return text if text.endswith("\n") or not text else f"{text}\n"
