@@ -16,7 +16,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import termios
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, NoReturn
@@ -142,14 +141,10 @@ def _run(plan: Plan, control: socket.socket) -> int:
 
 def _open_terminal(plan: Plan) -> tuple[int, int]:
     """Return both ends of a new terminal of the container's own."""
-    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, termios.TIOCSPTLCK, struct.pack("i", 0))
-    (number,) = struct.unpack("I", fcntl.ioctl(master, termios.TIOCGPTN, bytes(4)))
-    name = f"/dev/pts/{number}"
-    slave = os.open(name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    master, slave = os.openpty()
     if plan.window:
         fcntl.ioctl(master, termios.TIOCSWINSZ, plan.window)
-    rootfs.bind_console(name)
+    rootfs.bind_console(os.ttyname(slave))
     return master, slave
 
 
