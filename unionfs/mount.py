@@ -32,8 +32,9 @@ def mount(
 
     In the *foreground* this serves the mount until it is unmounted or a signal ends it;
     else it returns when a daemon does so and the mount is live. A daemon with a *home* goes
-    there once it has mounted, so that it keeps the caller's mount namespace from ending no
-    longer than other users of the mount do. Nothing stays mounted when it raises `UnionError` or ``OSError``.
+    there once it has mounted: the mount then ends with the mount namespace it was made in.
+    Nothing stays mounted when it raises
+    `UnionError` or ``OSError``.
     """
     daemon.fill_standard_descriptors()
     options = _checked(options)
@@ -104,9 +105,7 @@ def _clear(place: bytes, before: set[int]) -> None:
                 mounting.unmount(place, lazy=True)
 
 
-def _serve(
-    options: MountOptions, place: bytes, ready: Ready, home: MountNamespace | None
-) -> None:
+def _serve(options: MountOptions, place: bytes, ready: Ready, home: MountNamespace | None) -> None:
     # The FUSE library and trio take longer to import than all the rest; only the server pays.
     from unionfs.service import serve  # noqa: PLC0415 - see above
 

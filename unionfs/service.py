@@ -37,8 +37,8 @@ def serve(
     """Open the layers, mount them on *place* and serve until unmounted or told by a signal.
 
     With *home* it is served from there: the namespace that it is mounted in can end, and
-    the mount with it. Calls *ready* once, when the kernel has its first answer. Raises `UnionError` and
-    ``OSError``; nothing stays mounted if that is before *ready*.
+    the mount with it. Calls *ready* once, when the kernel has its first answer. Raises
+    `UnionError` and ``OSError``; nothing stays mounted if that is before *ready*.
     """
     daemon.raise_descriptor_limit()
     # The modes of new files are the business of the callers' umasks.

@@ -76,16 +76,18 @@ def _run(arguments: Arguments) -> int:
         become_root()
     if "d" in arguments.flags:
         daemon.log_to_stderr(debug=False)
-        daemon.start(lambda ready: _carry_out(arguments, name, spec, ready))
+
+        def work(ready: daemon.Ready) -> None:
+            _carry_out(arguments, name, spec, ready)
+
+        daemon.start(work)
         print(name)
         return 0
     _check_terminal(spec)
     return _carry_out(arguments, name, spec, lambda: None)
 
 
-def _carry_out(
-    arguments: Arguments, name: str, spec: Spec, started: Callable[[], None]
-) -> int:
+def _carry_out(arguments: Arguments, name: str, spec: Spec, started: Callable[[], None]) -> int:
     def open_streams(record: Record) -> Streams:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         if "d" not in arguments.flags:

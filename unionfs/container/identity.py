@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-_PASSWD: Final = "/etc/passwd"
-_GROUP: Final = "/etc/group"
+_USERS: Final = "/etc/passwd"
+_GROUPS: Final = "/etc/group"
 #: More than one of these is no file of users.
 _LIMIT: Final = 4 << 20
 
@@ -32,25 +32,25 @@ def identify(text: str) -> Identity:
     user = user or "0"
     uid = int(user) if user.isdecimal() else None
     gid, home, name = 0, "/", user
-    for fields in _lines(_PASSWD, 6):
+    for fields in _lines(_USERS, 6):
         if user == fields[0] or fields[2] == user:
             name, uid, gid, home = fields[0], int(fields[2]), int(fields[3]), fields[5] or "/"
             break
     if uid is None:
-        raise LookupError(f"{user}: no such user in the image's {_PASSWD}")
+        raise LookupError(f"{user}: no such user in the image's {_USERS}")
     if group:
         return Identity(uid, _group(group), (), home)
-    groups = (int(fields[2]) for fields in _lines(_GROUP, 4) if name in fields[3].split(","))
+    groups = (int(fields[2]) for fields in _lines(_GROUPS, 4) if name in fields[3].split(","))
     return Identity(uid, gid, tuple({gid: None} | dict.fromkeys(groups)), home)
 
 
 def _group(group: str) -> int:
     if group.isdecimal():
         return int(group)
-    for fields in _lines(_GROUP, 3):
+    for fields in _lines(_GROUPS, 3):
         if group == fields[0]:
             return int(fields[2])
-    raise LookupError(f"{group}: no such group in the image's {_GROUP}")
+    raise LookupError(f"{group}: no such group in the image's {_GROUPS}")
 
 
 def _lines(path: str, least: int) -> Iterator[list[str]]:

@@ -24,6 +24,7 @@ from unionfs.container import rootfs
 from unionfs.container.identity import Identity, identify
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Spec, Tmpfs
+from unionfs.errors import exit_status
 
 #: Exit statuses as Docker has them: of our own failures, and of commands that cannot be run.
 FAILED: Final = 125
@@ -86,9 +87,8 @@ def be_first(plan: Plan, control: socket.socket) -> NoReturn:
         status = error.status
         _tell(control, failed=status, line=str(error))
     except OSError as error:
-        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        _tell(control, failed=FAILED, line=f"{about}{error.strerror or error}")
-    except BaseException as error:  # of a fork nothing may escape upwards
+        _tell(control, failed=FAILED, line=exit_status(error)[1])
+    except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
         _tell(control, failed=FAILED, line=f"internal error: {error!r}")
     finally:
         os._exit(status)
@@ -197,16 +197,15 @@ def _become(spec: Spec, who: Identity, streams: tuple[int, int, int], writer: in
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         status, line = _execute(spec.command, {"HOME": who.home, **spec.environment})
     except OSError as error:
-        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        line = f"{about}{error.strerror}"
-    except BaseException as error:  # of a fork nothing may escape upwards
+        line = exit_status(error)[1]
+    except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
         line = f"internal error: {error!r}"
     finally:
         os.write(writer, f"{status} {line}".encode(errors="surrogateescape"))
         os._exit(status)
 
 
-def _execute(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]:
+def _execute(command: tuple[str, ...], environment: dict[str, str]) -> tuple[int, str]:
     """Execute *command*, found as a shell finds it; return status and reason if none can be."""
     name = command[0]
     directories = environment.get("PATH", "").split(":")

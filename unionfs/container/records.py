@@ -120,9 +120,7 @@ def _alone(store_root: str) -> Iterator[str]:
 def _locked(directory: str) -> int | None:
     """Return the lock of the container in *directory*, ``None`` while somebody runs it."""
     try:
-        lock = os.open(
-            os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (FileNotFoundError, NotADirectoryError):
         return None  # it has just been removed
     try:

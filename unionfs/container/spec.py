@@ -89,7 +89,7 @@ def parse_volume(text: str) -> Place:
         raise UsageError(f"-v {text}: give NAME:/path or /HOST/DIR:/path")
     unknown = set(filter(None, modes.split(","))) - {"ro", "rw", "z", "Z", "rprivate", "private"}
     if unknown:
-        raise UsageError(f"-v {text}: {sorted(unknown)[0]}: unknown mode, it is ro or rw")
+        raise UsageError(f"-v {text}: {min(unknown)}: unknown mode, it is ro or rw")
     read_only = "ro" in modes.split(",")
     target = _target(f"-v {text}", target)
     if os.path.isabs(source):

@@ -22,10 +22,10 @@ _SUBGID: Final = "/etc/subgid"
 
 
 class Range(NamedTuple):
-    """Subordinate ids that a user has: *count* of them from *start* on."""
+    """Subordinate ids that a user has: *size* of them from *start* on."""
 
     start: int
-    count: int
+    size: int
 
 
 def parse_subids(text: str, name: str, number: int) -> list[Range]:
@@ -33,18 +33,18 @@ def parse_subids(text: str, name: str, number: int) -> list[Range]:
     ranges = []
     for line in text.splitlines():
         who, _, rest = line.strip().partition(":")
-        start, _, count = rest.partition(":")
-        if who in (name, str(number)) and start.isdecimal() and count.isdecimal() and int(count):
-            ranges.append(Range(int(start), int(count)))
+        start, _, size = rest.partition(":")
+        if who in (name, str(number)) and start.isdecimal() and size.isdecimal() and int(size):
+            ranges.append(Range(int(start), int(size)))
     return ranges
 
 
 def id_map(own: int, ranges: list[Range]) -> list[str]:
     """Return the arguments of newuidmap(1): *own* is 0, and *ranges* follow from 1 on."""
     words, inside = ["0", str(own), "1"], 1
-    for start, count in ranges:
-        words += [str(inside), str(start), str(count)]
-        inside += count
+    for start, size in ranges:
+        words += [str(inside), str(start), str(size)]
+        inside += size
     return words
 
 
@@ -103,7 +103,7 @@ def _map(commands: list[list[str]], go: int, said: int) -> NoReturn:
             if done.returncode != 0:
                 line = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else command[0]
                 break
-    except BaseException as error:  # of a fork nothing may escape upwards
+    except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
         line = str(error) or type(error).__name__
     finally:
         with contextlib.suppress(OSError):
