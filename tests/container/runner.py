@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -64,6 +65,7 @@ class Runner:
         self.root = base / "store"
         self._environment = environment or {}
         self._before_exec = before_exec
+        self._started: list[subprocess.Popen[str]] = []
         #: What the last one said on standard error.
         self.said = ""
 
@@ -76,7 +78,7 @@ class Runner:
         popen.setdefault("stdout", subprocess.PIPE)
         popen.setdefault("stderr", subprocess.PIPE)
         popen.setdefault("cwd", self.base)
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [*program, *command, *arguments],
             env={
                 **(self._environment or os.environ),
@@ -88,6 +90,8 @@ class Runner:
             preexec_fn=self._before_exec,
             **popen,
         )
+        self._started.append(started)
+        return started
 
     def run(
         self,
@@ -158,7 +162,13 @@ class Runner:
     def end(self) -> None:
         """End what a failed test has left."""
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.wait(PATIENCE)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
         self.wait_until_gone()
 
 

@@ -40,10 +40,10 @@ def test_orphans_are_reaped(runner: Runner) -> None:
     script = """
         for i in 1 2 3 4 5; do (sleep 0.1 & ) ; done; sleep 0.5
         ps -o stat,args | grep -c '^Z'
-        ps -o pid,args | grep -c '[s]leep'
+        pidof sleep
         true
     """
-    assert runner.run("--rm", "base", "sh", "-c", script) == "0\n0\n"
+    assert runner.run("--rm", "base", "sh", "-c", script) == "0\n"
 
 
 def test_what_the_command_leaves_running_ends_with_it(runner: Runner) -> None:
@@ -161,7 +161,7 @@ def test_interrupted_while_it_starts(runner: Runner, delay: float) -> None:
     process = runner.start("--rm", "--name", "victim", "base", "sleep", "1000")
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) in (8, 125, 130, -signal.SIGINT)
+    assert process.wait(20) in (1, 8, 125, 130, -signal.SIGINT)
     runner.wait_until_gone()
     runner.run("--rm", "--name", "victim", "base", "true")
     assert runner.snapshots() == ["base"]

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
 from typing import Any, Final, Self
 
 from unionfs.container.init import FAILED, FORWARDED, SIGNALLED, Plan, be_first
@@ -23,7 +22,10 @@ _PASSED_ON: Final = FORWARDED - _OURS
 
 
 class FirstProcess:
-    """Process 1 of a PID namespace, which has the calling process's mount namespace."""
+    """Process 1 of a PID namespace, which has the calling process's mount namespace.
+
+    While there is one, signals to the calling process are passed on to the command.
+    """
 
     def __init__(self, pid: int, control: socket.socket) -> None:
         self._pid = pid
@@ -33,30 +35,22 @@ class FirstProcess:
         self.descriptor = os.pidfd_open(pid)
         #: The command's terminal, where it has one.
         self.terminal: int | None = None
+        self._handlers = {}
+        for number in _PASSED_ON:
+            with contextlib.suppress(OSError, ValueError):  # the C library keeps some
+                self._handlers[number] = signal.signal(number, self._pass_on)
 
     @classmethod
     def start(cls, plan: Plan) -> Self:
         """Start one. Raises ``OSError`` where namespaces are not to be had."""
         # What waits for us to end must find out, whoever started us.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # The namespace begins with the first child; so that later ones of ours stay outside,
-        # a child makes it, and leaves us its own child.
-        syscalls.adopt_orphans()
-        reader, writer = os.pipe()
-        between = os.fork()
-        if between == 0:
-            _begin_namespaces(plan, theirs, writer)
-        os.close(writer)
-        theirs.close()
-        with open(reader, encoding="ascii") as pipe:
-            said = pipe.read()
-        os.waitpid(between, 0)
-        if not said.startswith("pid "):
-            ours.close()
-            code = int(said or 0)
-            raise OSError(code, os.strerror(code), "namespaces")
-        return cls(int(said.removeprefix("pid ")), ours)
+        # From here on signals are for the command, which hears of them once it runs.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        try:
+            return cls(*_start(plan))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
 
     def wait_for_command(self) -> None:
         """Wait until the command runs. Raises `CommandError` when it cannot."""
@@ -72,23 +66,13 @@ class FirstProcess:
             (self.terminal,) = descriptors
             os.set_inheritable(self.terminal, False)
 
+    def _pass_on(self, number: int, _frame: object) -> None:
+        self.send(number)
+
     def send(self, number: int) -> None:
         """Send signal *number* to it, and so to the command; it may have ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.descriptor, number)
-
-    @contextlib.contextmanager
-    def hears_signals(self) -> Iterator[None]:
-        """Have the signals that this process gets sent on to it."""
-        before = {}
-        for number in _PASSED_ON:
-            with contextlib.suppress(OSError, ValueError):  # the C library keeps some
-                before[number] = signal.signal(number, lambda number, _frame: self.send(number))
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def wait(self) -> int:
         """Wait for its end, and so for that of all processes and mounts of the container.
@@ -110,12 +94,36 @@ class FirstProcess:
         self.wait()
 
     def close(self) -> None:
-        """Give up what the object holds."""
+        """Give up what the object holds; signals are the caller's again."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._control.close()
         os.close(self.descriptor)
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+
+
+def _start(plan: Plan) -> tuple[int, socket.socket]:
+    """Start the first process; return its number, and the socket that it tells things through."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The namespace begins with the first child; so that later ones of ours stay outside,
+    # a child makes it, and leaves us its own child.
+    syscalls.adopt_orphans()
+    reader, writer = os.pipe()
+    between = os.fork()
+    if between == 0:
+        _begin_namespaces(plan, theirs, writer)
+    os.close(writer)
+    theirs.close()
+    with open(reader, encoding="ascii") as pipe:
+        said = pipe.read()
+    os.waitpid(between, 0)
+    if not said.startswith("pid "):
+        ours.close()
+        code = int(said or 0)
+        raise OSError(code, os.strerror(code), "namespaces")
+    return int(said.removeprefix("pid ")), ours
 
 
 def _begin_namespaces(plan: Plan, control: socket.socket, writer: int) -> None:

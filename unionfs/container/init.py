@@ -102,7 +102,8 @@ def _tell(control: socket.socket, descriptor: int | None = None, **words: Any) -
 
 def _keep_only(plan: Plan, control: socket.socket) -> None:
     """Let go of what the caller has open: locks, pipes whose end others wait for."""
-    keep = {*plan.streams, control.fileno()}
+    # The first three are replaced later: until then nothing else may get these numbers.
+    keep = {0, 1, 2, *plan.streams, control.fileno()}
     keep |= {place.mount_fd for place in plan.places if isinstance(place, Grafted)}
     if plan.caller is not None:
         keep.add(plan.caller[0])
@@ -115,7 +116,6 @@ def _keep_only(plan: Plan, control: socket.socket) -> None:
 def _run(plan: Plan, control: socket.socket) -> int:
     socket.sethostname(plan.spec.hostname)
     rootfs.enter(plan.root, plan.places, terminal=plan.spec.terminal)
-    # No descriptor of ours is 0, 1 or 2 by accident, whatever the caller had.
     null = os.open("/dev/null", os.O_RDWR)
     streams = plan.streams
     if plan.spec.terminal:

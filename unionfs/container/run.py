@@ -137,7 +137,6 @@ class _Container:
         first = self._first
         assert first is not None
         with contextlib.ExitStack() as stack:
-            stack.enter_context(first.hears_signals())
             if first.terminal is not None:
                 source = self._streams.source if self._spec.interactive else None
                 ends = (self._streams.source, self._streams.sink)
