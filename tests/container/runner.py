@@ -87,7 +87,7 @@ class Runner:
                 **popen.pop("env", {}),
             },
             text=True,
-            preexec_fn=self._before_exec,
+            preexec_fn=self._before_exec,  # noqa: PLW1509 - these have no threads
             **popen,
         )
         self._started.append(started)
@@ -175,9 +175,9 @@ class Runner:
 def _describe(pid: int) -> str:
     try:
         text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        return f"{pid}: {text}"
     except OSError:
-        return f"{pid}: gone"
+        text = "gone"
+    return f"{pid}: {text}"
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:

@@ -90,7 +90,7 @@ def test_a_shell_with_job_control(runner: Runner, screen: Screen) -> None:
     time.sleep(0.3)
     screen.type(b"\x1a")
     screen.expect(rb"Stopped")
-    screen.type(b"kill %1; test -t 0 && echo is $((40 + 2))\n")
+    screen.type(b"kill -9 %1; wait; test -t 0 && echo is $((40 + 2))\n")
     screen.expect(rb"is 42")
     screen.type(b"echo x >/dev/console\n")
     screen.expect(rb"x\r\n> ")

@@ -24,6 +24,7 @@ from unionfs.container import rootfs
 from unionfs.container.identity import Identity, identify
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Spec, Tmpfs
+from unionfs.container.terminal import Settings
 from unionfs.errors import exit_status
 
 #: Exit statuses as Docker has them: of our own failures, and of commands that cannot be run.
@@ -63,8 +64,8 @@ class Plan(NamedTuple):
     """Descriptors that the command gets as 0, 1 and 2, unless it has a terminal."""
     window: bytes = b""
     """The size of its terminal at the start, a ``struct winsize``; empty if not known."""
-    caller: tuple[int, list[Any]] | None = None
-    """The caller's own terminal and its settings, to put right if the caller is killed."""
+    caller: Settings | None = None
+    """Those of the caller's own terminal, to put it right if the caller is killed."""
 
 
 class _FailureError(Exception):
@@ -106,7 +107,7 @@ def _keep_only(plan: Plan, control: socket.socket) -> None:
     keep = {0, 1, 2, *plan.streams, control.fileno()}
     keep |= {place.mount_fd for place in plan.places if isinstance(place, Grafted)}
     if plan.caller is not None:
-        keep.add(plan.caller[0])
+        keep.add(plan.caller.descriptor)
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
             with contextlib.suppress(OSError):
@@ -131,12 +132,15 @@ def _run(plan: Plan, control: socket.socket) -> int:
         rootfs.make_read_only()
     wake = _listen()
     command = _start(plan.spec, who, streams)
+    caller = plan.caller
+    if caller is not None:
+        caller = caller._replace(descriptor=os.dup(caller.descriptor))
     for number in {*streams, *plan.streams} - {0, 1, 2}:
         os.close(number)
     for number in (0, 1, 2):
         os.dup2(null, number)
     _tell(control, started=True)
-    return _Loop(command, wake, control, plan).run()
+    return _Loop(command, wake, control, caller).run()
 
 
 def _open_terminal(plan: Plan) -> tuple[int, int]:
@@ -241,11 +245,13 @@ def _listen() -> int:
 class _Loop:
     """What the first process does while the command runs."""
 
-    def __init__(self, command: int, wake: int, control: socket.socket, plan: Plan) -> None:
+    def __init__(
+        self, command: int, wake: int, control: socket.socket, caller: Settings | None
+    ) -> None:
         self._command = command
         self._wake = wake
         self._control = control
-        self._plan = plan
+        self._caller = caller
         self._status: int | None = None
 
     def run(self) -> int:
@@ -282,7 +288,6 @@ class _Loop:
 
     def _end_alone(self) -> NoReturn:
         """End, and all with us: who started us was killed and can put nothing right."""
-        if self._plan.caller is not None:
-            with contextlib.suppress(termios.error):
-                termios.tcsetattr(self._plan.caller[0], termios.TCSANOW, self._plan.caller[1])
+        if self._caller is not None:
+            self._caller.restore()
         os._exit(SIGNALLED + signal.SIGKILL)

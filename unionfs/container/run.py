@@ -141,8 +141,8 @@ class _Container:
                 source = self._streams.source if self._spec.interactive else None
                 ends = (self._streams.source, self._streams.sink)
                 relay = terminal.Relay(first.terminal, source, self._streams.sink)
-                if source is not None:
-                    stack.enter_context(terminal.raw(source))
+                if (before := self._caller()) is not None:
+                    stack.enter_context(terminal.passing(before, keys=source is not None))
                 stack.enter_context(relay.follow_window(ends))
                 relay.run(until=first.descriptor)
             return first.wait()
@@ -180,15 +180,21 @@ class _Container:
 
     def _plan(self, places: list[Grafted | Tmpfs]) -> Plan:
         streams = self._streams
-        before = terminal.settings(streams.source) if self._spec.terminal else None
         return Plan(
             spec=self._spec,
             root=self._record.root,
             places=places,
             streams=(streams.source, streams.sink, streams.errors),
             window=terminal.window((streams.source, streams.sink)),
-            caller=None if before is None else (streams.source, before),
+            caller=self._caller(),
         )
+
+    def _caller(self) -> terminal.Settings | None:
+        """Return how the terminal is that the caller sits at, where it is to be changed."""
+        if not self._spec.terminal:
+            return None
+        streams = self._streams
+        return terminal.settings(streams.source if self._spec.interactive else streams.sink)
 
     def _open(self, place: Place, grafts: contextlib.ExitStack) -> Grafted | Tmpfs:
         """Return *place* as the first process takes it. Raises ``OSError``, `UsageError`."""

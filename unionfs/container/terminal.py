@@ -11,17 +11,29 @@ import signal
 import termios
 import tty
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _PIECE: Final = 64 << 10
 #: Bytes typed or pasted that wait for the command; then the caller waits.
 _BACKLOG: Final = 64 << 10
 
 
-def settings(descriptor: int) -> list[Any] | None:
+class Settings(NamedTuple):
+    """How a terminal was when it was looked at."""
+
+    descriptor: int
+    attributes: list[Any]
+
+    def restore(self) -> None:
+        """Put the terminal right; it may be gone."""
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(self.descriptor, termios.TCSANOW, self.attributes)
+
+
+def settings(descriptor: int) -> Settings | None:
     """Return the settings of the terminal *descriptor*, ``None`` if it is none."""
     try:
-        return termios.tcgetattr(descriptor)
+        return Settings(descriptor, termios.tcgetattr(descriptor))
     except termios.error:
         return None
 
@@ -35,15 +47,21 @@ def window(descriptors: tuple[int, ...]) -> bytes:
 
 
 @contextlib.contextmanager
-def raw(descriptor: int) -> Iterator[None]:
-    """Let every key of the terminal *descriptor* through, and put it right at the end."""
-    before = termios.tcgetattr(descriptor)
+def passing(before: Settings, *, keys: bool) -> Iterator[None]:
+    """Let what the command's terminal shows through as it is, and put ours right at the end.
+
+    With *keys* every key goes through to it, too; else ours sees to Ctrl-C and the like.
+    """
     try:
-        tty.setraw(descriptor, termios.TCSANOW)
+        if keys:
+            tty.setraw(before.descriptor, termios.TCSANOW)
+        else:
+            changed = termios.tcgetattr(before.descriptor)
+            changed[1] &= ~termios.OPOST
+            termios.tcsetattr(before.descriptor, termios.TCSANOW, changed)
         yield
     finally:
-        # After what is still to be shown.
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        before.restore()
 
 
 class Relay:
