@@ -25,7 +25,9 @@ SAMPLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 def test_mountinfo_as_proc_documents_it() -> None:
     assert parse_mountinfo(SAMPLE) == [
         MountEntry(22, "0:21", b"/proc", "proc", b"proc", "rw"),
-        MountEntry(36, "98:0", b"/mnt/a b\\c", "ext3", b"/dev/root", "rw,errors=continue"),
+        MountEntry(
+            36, "98:0", b"/mnt/a b\\c", "ext3", b"/dev/root", "rw,errors=continue", b"/mnt1"
+        ),
         MountEntry(
             66,
             "0:39",

@@ -58,8 +58,8 @@ class Screen:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         runner._before_exec = sit_down
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
-        return runner.start(*arguments, **streams)
+        at = self.slave
+        return runner.start(*arguments, stdin=at, stdout=at, stderr=at)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from unionfs.cli.store_arguments import grammar, open_store, pairs, print_json, 
 from unionfs.driver.api import Info
 from unionfs.errors import UsageError
 from unionfs.store.compare import snapshot_changes
+from unionfs.store.images import Images
 from unionfs.store.store import Store
 
 _LABELLED: Final = grammar(valued={"label"})
@@ -60,7 +61,7 @@ def _prepare(store: Store, arguments: Arguments) -> None:
     limit = arguments.last("size")
     info = store.driver.prepare(
         key,
-        parent[0] if parent else "",
+        Images(store).parent(parent[0]) if parent else "",
         labels=_labels(arguments),
         size=None if limit is None else size(limit, "--size"),
     )
@@ -69,6 +70,7 @@ def _prepare(store: Store, arguments: Arguments) -> None:
 
 def _view(store: Store, arguments: Arguments) -> None:
     key, parent = arguments.positionals
+    parent = Images(store).parent(parent)
     _print_made(store.driver.view(key, parent, labels=_labels(arguments)), arguments)
 
 

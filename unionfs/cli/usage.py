@@ -13,6 +13,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs diff MOUNT | UPPERDIR | -o OPTIONS   list what the upper layer changes
        unionfs run [OPTIONS] IMAGE CMD...           run a command over a fresh layer
        unionfs snapshot VERB ...                    keep trees on top of one another, by name
+       unionfs image VERB ...                       bring images in and out
        unionfs [SOURCE] TARGET -o OPTIONS           mount, as mount(8) and engines call it
 
 "unionfs COMMAND --help" tells more; unionfs(1) tells all."""
@@ -156,3 +157,25 @@ command that wants out, least of all one that root runs. For that take a contain
 Options stand before IMAGE. An ordinary user needs newuidmap (package uidmap) and lines in
 /etc/subuid and /etc/subgid. The exit status is the command's, or 128 and the signal that
 ended it; 125: it could not be run, 126: it is not executable, 127: it is not there."""
+
+
+IMAGE = f"""\
+usage: unionfs image import ARCHIVE | DIR | - [NAME]
+       unionfs image export NAME ARCHIVE | - [--format FORMAT] [--compression NAME]
+       unionfs image ls [-q]
+       unionfs image rm NAME...
+       unionfs image history NAME [--no-trunc]
+       unionfs image inspect NAME...
+       unionfs image cleanup
+
+"import" takes an OCI layout (a directory or a tar archive), what docker save or podman save
+wrote, or any tree (a directory or a tar archive) as one layer; which of them it is, the
+content says. Compressed ones are taken as they are. An image's NAME is the parent for
+"unionfs snapshot prepare KEY NAME". "export" also takes a committed snapshot.
+
+  --format FORMAT      oci-archive (the default) or docker-archive
+  --compression NAME   of layers: gzip, zstd or none (default: gzip, in docker-archive none)
+  -q, --quiet          no progress; of ls, the names alone
+  --no-trunc           do not shorten
+
+{STORE}"""

@@ -28,7 +28,7 @@ from unionfs.errors import (
 )
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
-from unionfs.store.attach import attach
+from unionfs.driver.attach import attach
 from unionfs.store.store import Store
 
 #: For the daemons of what was mounted to bring all to the disk, in seconds.

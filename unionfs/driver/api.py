@@ -173,11 +173,10 @@ class Driver(ABC):
         """Make the active snapshot *key* the committed *name*; *key* is free again.
 
         What was written before is on the disk when this returns. Labels are those given, or
-        without *labels* those of *key*. Unmount it first: what is written later to a mount that
-        is still there is lost, or changes what should not change.
+        without *labels* those of *key*.
 
         Raises `NotFoundError`, `AlreadyExistsError` (*name*), and `FailedPreconditionError` when
-        *key* is not active.
+        *key* is not active, or mounted.
         """
 
     def capture(self, name: str, key: str, *, labels: Mapping[str, str] | None = None) -> Info:

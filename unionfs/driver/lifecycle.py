@@ -161,6 +161,7 @@ class SnapshotDriver(Driver):
         found = self._active(key)
         if name != key:
             self.metadata.require_free(name)
+        self.require_unmounted(found)
         self.seal(found)
         usage = self.measure(found)
         with self.metadata.write():

@@ -153,7 +153,8 @@ class Metadata(Database):
         self, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage
     ) -> Snapshot:
         """Make an active snapshot a committed one. Raises `AlreadyExistsError`."""
-        self.require_free(name)
+        if name != snapshot.key:
+            self.require_free(name)
         now = time.time_ns()
         self.run(
             "UPDATE snapshots SET key = ?, kind = ?, labels = ?, created = ?, updated = ?,"

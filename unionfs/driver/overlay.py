@@ -14,12 +14,16 @@ from typing import ClassVar, Final, Self
 
 from unionfs import optstring
 from unionfs.driver.api import Capabilities, Kind, Mount, Usage
+from unionfs.driver.attach import attach, detach
+from unionfs.driver.hardlinks import has_loose_names, link_loose_names
 from unionfs.driver.lifecycle import SnapshotDriver
 from unionfs.driver.metadata import Metadata, Snapshot
 from unionfs.driver.usage import disk_usage
 from unionfs.errors import FailedPreconditionError, UnsupportedError, UsageError
+from unionfs.layer import syscalls
 from unionfs.layer.attributes import copy_attributes
 from unionfs.layer.stack import MAX_LOWERS, LayerStack
+from unionfs.layer.walk import remove_tree
 from unionfs.layer.xattrs import Marks, may_use_trusted
 from unionfs.options import MountOptions
 from unionfs.union.changes import Change, changes
@@ -74,29 +78,42 @@ class OverlayDriver(SnapshotDriver):
         return [self.layer(one) for one in chain if one.kind is not Kind.VIEW]
 
     def tell_mounts(self, chain: Sequence[Snapshot]) -> Sequence[Mount]:
-        snapshot, lowers = chain[0], [self.layer(one) for one in chain[1:]]
+        snapshot, lowers = chain[0], chain[1:]
         if len(lowers) > MAX_LOWERS:
             raise FailedPreconditionError(
                 f"{snapshot.key}: on {len(lowers)} layers, and {MAX_LOWERS} can be mounted"
             )
-        if snapshot.kind is Kind.ACTIVE:
-            root = self.layer(snapshot)
-            if not lowers:
-                return [Mount("bind", root, ("bind", "rw"))]
-            work = os.path.join(self.directory(snapshot), "work")
-            return [self._stacked(lowers, (("upperdir", root), ("workdir", work)))]
-        if len(lowers) == 1 and self._mounter == "kernel":
+        if snapshot.kind is Kind.ACTIVE and not lowers:
+            return [Mount("bind", self.layer(snapshot), ("bind", "rw"))]
+        if snapshot.kind is Kind.VIEW and len(lowers) == 1 and self._mounter == "kernel":
             # It makes no overlay of one directory.
-            return [Mount("bind", lowers[0], ("bind", "ro"))]
-        return [self._stacked(lowers, ())]
-
-    def _stacked(self, lowers: Sequence[str], writable: Sequence[tuple[str, str]]) -> Mount:
-        below = ":".join(optstring.escape(lower, also=":") for lower in lowers)
-        own = (f"{option}={optstring.escape(path)}" for option, path in writable)
-        options = (f"lowerdir={below}", *own)
+            return [Mount("bind", self.layer(lowers[0]), ("bind", "ro"))]
+        union = self._union(chain)
         if self._mounter == "kernel":
-            return Mount("overlay", "overlay", (*options, *_KERNEL_OPTIONS))
-        return Mount("fuse3.unionfs", "overlay", options)
+            return [Mount("overlay", "overlay", (*union.options, *_KERNEL_OPTIONS))]
+        return [union]
+
+    def _union(self, chain: Sequence[Snapshot]) -> Mount:
+        snapshot, *lowers = chain
+        below = ":".join(optstring.escape(self.layer(one), also=":") for one in lowers)
+        options = [f"lowerdir={below}"]
+        if snapshot.kind is Kind.ACTIVE:
+            upper, work = self.layer(snapshot), self._work(snapshot)
+            options += [f"upperdir={optstring.escape(upper)}", f"workdir={optstring.escape(work)}"]
+        return Mount("fuse3.unionfs", "overlay", tuple(options))
+
+    def _work(self, snapshot: Snapshot) -> str:
+        return os.path.join(self.directory(snapshot), "work")
+
+    def seal(self, snapshot: Snapshot) -> None:
+        work = self._work(snapshot)
+        if has_loose_names(work, self._marks):
+            union = self._union(self.metadata.chain(snapshot))
+            link_loose_names(self.layer(snapshot), lambda place: attach([union], place), detach)
+        # Its index counts as one more name of what the layer has. Nothing needs it any more.
+        remove_tree(syscalls.AT_FDCWD, os.fsencode(work))
+        os.mkdir(work, 0o700)
+        super().seal(snapshot)
 
     def changes(self, key: str) -> Iterator[Change]:
         layers = [os.fsencode(layer) for layer in self.layers(key)]

@@ -57,7 +57,7 @@ class MountEntry(NamedTuple):
     kind: str
     source: bytes
     super_options: str
-    root: bytes
+    root: bytes = b"/"
     """What is mounted there of its file system: ``/``, or a directory inside, as binds show."""
 
     @property
