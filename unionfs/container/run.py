@@ -19,6 +19,7 @@ from unionfs.container.init import Plan
 from unionfs.container.records import Record
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Bind, NamedVolume, Place, Spec, Tmpfs
+from unionfs.driver.attach import attach
 from unionfs.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -28,7 +29,6 @@ from unionfs.errors import (
 )
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
-from unionfs.driver.attach import attach
 from unionfs.store.store import Store
 
 #: For the daemons of what was mounted to bring all to the disk, in seconds.
