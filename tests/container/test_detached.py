@@ -37,7 +37,7 @@ def test_what_cannot_be_started_is_told(runner: Runner) -> None:
     assert (
         runner.refuse("-d", "base", "nosuch", status=127) == "nosuch: no such command in the image"
     )
-    assert runner.refuse("-d", "nosuch", "true") == "nosuch: no such snapshot"
+    assert runner.refuse("-d", "nosuch", "true") == "nosuch: no such image"
     assert runner.snapshots() == ["base"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -17,16 +18,21 @@ from unionfs.container.records import Record
 from unionfs.container.run import Streams
 from unionfs.container.run import run as run_container
 from unionfs.container.spec import (
+    Defaults,
     Place,
     Spec,
     check_name,
+    command,
+    defaults,
     environment,
     parse_mount,
     parse_tmpfs,
     parse_volume,
     random_name,
 )
-from unionfs.errors import UnionError, UsageError, exit_status
+from unionfs.errors import NotFoundError, UnionError, UsageError, exit_status
+from unionfs.store.images import Images
+from unionfs.store.store import Store
 
 _GRAMMAR: Final = grammar(
     flags={"rm", "i", "t", "d", "read-only"},
@@ -74,17 +80,16 @@ def _run(arguments: Arguments) -> int:
         from unionfs.container.users import become_root  # noqa: PLC0415 - not for root
 
         become_root()
-    if "d" in arguments.flags:
-        daemon.log_to_stderr(debug=False)
+    if "d" not in arguments.flags:
+        return _carry_out(arguments, name, spec, lambda: None)
+    daemon.log_to_stderr(debug=False)
 
-        def work(ready: daemon.Ready) -> None:
-            _carry_out(arguments, name, spec, ready)
+    def work(ready: daemon.Ready) -> None:
+        _carry_out(arguments, name, spec, ready)
 
-        daemon.start(work)
-        print(name)
-        return 0
-    _check_terminal(spec)
-    return _carry_out(arguments, name, spec, lambda: None)
+    daemon.start(work)
+    print(name)
+    return 0
 
 
 def _carry_out(arguments: Arguments, name: str, spec: Spec, started: Callable[[], None]) -> int:
@@ -96,40 +101,56 @@ def _carry_out(arguments: Arguments, name: str, spec: Spec, started: Callable[[]
         return Streams(null, log, log)
 
     with open_store(arguments) as store:
+        parent, image = _image(store, arguments.positionals[0])
         return run_container(
             store,
             name,
-            arguments.positionals[0],
-            spec,
+            parent,
+            _with_defaults(spec, image, arguments),
             ephemeral="rm" in arguments.flags,
             open_streams=open_streams,
             started=started,
         )
 
 
+def _image(store: Store, name: str) -> tuple[str, Defaults]:
+    """Return the snapshot that *name* means, and what it says of commands. `NotFoundError`."""
+    images = Images(store)
+    with contextlib.suppress(NotFoundError):
+        return store.driver.stat(name).key, Defaults()
+    image = images.find(name)
+    return images.parent(name), defaults(image.settings())
+
+
 def _spec(arguments: Arguments, name: str) -> Spec:
-    hostname = arguments.last("hostname") or name
-    if not 0 < len(os.fsencode(hostname)) <= _HOSTNAME_LIMIT:
+    """Return what is asked for, as far as the image has no say in it. Raises `UsageError`."""
+    hostname = arguments.last("hostname") or name[:_HOSTNAME_LIMIT]
+    if len(os.fsencode(hostname)) > _HOSTNAME_LIMIT:
         raise UsageError(f"--hostname {hostname}: longer than {_HOSTNAME_LIMIT} bytes")
-    entrypoint = arguments.last("entrypoint")
-    command = tuple(filter(None, [entrypoint])) + tuple(arguments.positionals[1:])
-    if not command:
-        raise UsageError("CMD is missing: what to run in it; see unionfs run --help")
     workdir = arguments.last("w") or "/"
     if not os.path.isabs(workdir):
         raise UsageError(f"-w {workdir}: not an absolute path")
-    return Spec(
-        command=command,
-        environment=environment(
-            (), arguments.values.get("e", ()), hostname, terminal="t" in arguments.flags
-        ),
+    spec = Spec(
+        command=(),
+        environment={},
         hostname=hostname,
-        workdir=workdir,
-        user=arguments.last("u") or "",
         places=tuple(_places(arguments)),
         read_only="read-only" in arguments.flags,
         terminal="t" in arguments.flags,
         interactive="i" in arguments.flags and "d" not in arguments.flags,
+    )
+    if spec.terminal and spec.interactive and not os.isatty(0):
+        raise UsageError("-t with -i: standard input is not a terminal; leave -t out")
+    return spec
+
+
+def _with_defaults(spec: Spec, image: Defaults, arguments: Arguments) -> Spec:
+    given = arguments.values.get("e", ())
+    return spec._replace(
+        command=command(image, arguments.last("entrypoint"), arguments.positionals[1:]),
+        environment=environment(image, given, spec.hostname, terminal=spec.terminal),
+        workdir=arguments.last("w") or image.workdir,
+        user=arguments.last("u") or image.user,
     )
 
 
@@ -143,8 +164,3 @@ def _places(arguments: Arguments) -> Iterator[Place]:
                 raise UsageError(f"{place.target}: two things to mount there")
             taken.add(place.target)
             yield place
-
-
-def _check_terminal(spec: Spec) -> None:
-    if spec.terminal and spec.interactive and not os.isatty(0):
-        raise UsageError("-t with -i: standard input is not a terminal; leave -t out")

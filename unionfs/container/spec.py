@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from unionfs.errors import UsageError
 
@@ -171,8 +171,46 @@ def _octal(what: str, text: str) -> int:
     return mode
 
 
+class Defaults(NamedTuple):
+    """What an image says of commands that are run in it, for where the caller says nothing."""
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    workdir: str = "/"
+    user: str = ""
+
+
+def defaults(settings: Mapping[str, Any]) -> Defaults:
+    """Read an image's configuration (image-spec, config.md); what makes no sense is left out."""
+    config = settings.get("config")
+    if not isinstance(config, dict):
+        return Defaults()
+
+    def words(key: str) -> tuple[str, ...]:
+        found = config.get(key)
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    return Defaults(
+        entrypoint=words("Entrypoint"),
+        command=words("Cmd"),
+        environment=words("Env"),
+        workdir=os.path.join("/", str(config.get("WorkingDir") or "")),
+        user=str(config.get("User") or ""),
+    )
+
+
+def command(image: Defaults, entrypoint: str | None, given: Sequence[str]) -> tuple[str, ...]:
+    """Return what is to be run, by Docker's rules. Raises `UsageError` if there is nothing."""
+    program = image.entrypoint if entrypoint is None else tuple(filter(None, [entrypoint]))
+    arguments = tuple(given) or (image.command if entrypoint is None else ())
+    if not program + arguments:
+        raise UsageError("CMD is missing: what to run in it; see unionfs run --help")
+    return program + arguments
+
+
 def environment(
-    image: Sequence[str], given: Sequence[str], hostname: str, *, terminal: bool
+    image: Defaults, given: Sequence[str], hostname: str, *, terminal: bool
 ) -> dict[str, str]:
     """Return the environment of a command: the *image*'s, and what is *given* by the caller.
 
@@ -181,7 +219,7 @@ def environment(
     result = {"PATH": _PATH, "HOSTNAME": hostname}
     if terminal:
         result["TERM"] = os.environ.get("TERM", "xterm")
-    for word in image:
+    for word in image.environment:
         key, _, value = word.partition("=")
         result[key] = value
     for word in given:
