@@ -29,6 +29,8 @@ _PLAIN: Final = grammar()
 _QUIET: Final = grammar(flags={"q"}, aliases={"quiet": "q"})
 _EXPORTING: Final = grammar(flags={"q"}, valued={"format", "compression"}, aliases={"quiet": "q"})
 _HISTORY: Final = grammar(flags={"no-trunc"})
+#: The verbs that read or change files of whatever owner.
+_OF_FILES: Final = ("import", "export", "rm", "cleanup")
 _STANDARD_OUTPUT: Final = "-"
 _SHORT_ID: Final = 12
 _SHORT_STEP: Final = 60
@@ -58,7 +60,7 @@ def run(argv: list[str]) -> int:
     count = len(arguments.positionals)
     if count < verb.least or (count > verb.most >= 0):
         raise UsageError(f"image {argv[0]}: see unionfs image --help")
-    with open_store(arguments) as store:
+    with open_store(arguments, as_owner=argv[0] in _OF_FILES) as store:
         verb.run(store, arguments)
     return 0
 

@@ -24,6 +24,8 @@ _SIZED: Final = grammar(valued={"label", "size"})
 _PLAIN: Final = grammar()
 _MOUNTING: Final = grammar(valued={"o"}, aliases={"options": "o"})
 _UNMOUNTING: Final = grammar(flags={"l"}, aliases={"lazy": "l"})
+#: The verbs that read or change files of whatever owner.
+_OF_FILES: Final = ("commit", "capture", "rm", "usage", "diff", "cleanup")
 _EMPTY_PLACE: Final = "TARGET"
 
 
@@ -51,7 +53,7 @@ def run(argv: list[str]) -> int:
     count = len(arguments.positionals)
     if count < verb.least or (count > verb.most >= 0):
         raise UsageError(f"snapshot {argv[0]}: see unionfs snapshot --help")
-    with open_store(arguments) as store:
+    with open_store(arguments, as_owner=argv[0] in _OF_FILES) as store:
         verb.run(store, arguments)
     return 0
 

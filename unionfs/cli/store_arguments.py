@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from unionfs.cli.arguments import Arguments, Grammar
-from unionfs.errors import UsageError
+from unionfs.errors import UnsupportedError, UsageError
 from unionfs.store.store import DEFAULT_DRIVER, Store, default_root
 
 FLAGS: Final = frozenset({"json", "h", "V"})
@@ -34,13 +34,28 @@ def chosen_root(arguments: Arguments) -> str:
 
 
 @contextlib.contextmanager
-def open_store(arguments: Arguments) -> Iterator[Store]:
-    """Open the store that *arguments* and the environment name. Raises `StoreError`."""
+def open_store(arguments: Arguments, *, as_owner: bool = False) -> Iterator[Store]:
+    """Open the store that *arguments* and the environment name. Raises `StoreError`.
+
+    An ordinary user whose subordinate users have files in it may read and change these only
+    *as_owner*: as root of a user namespace, if he can be that.
+    """
     root = chosen_root(arguments)
     driver = arguments.last("driver") or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
     options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
+    if as_owner and os.geteuid() != 0:
+        with contextlib.closing(Store.open(root, driver, options)) as store:
+            store.uses.forget_dead()  # mounts are seen from out here only
+        _become_owner()
     with contextlib.closing(Store.open(root, driver, options)) as store:
         yield store
+
+
+def _become_owner() -> None:
+    from unionfs.container.users import become_root  # noqa: PLC0415 - not for root
+
+    with contextlib.suppress(UnsupportedError):
+        become_root()
 
 
 def pairs(texts: Iterable[str], option: str) -> Iterator[tuple[str, str]]:

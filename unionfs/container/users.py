@@ -51,8 +51,9 @@ def id_map(own: int, ranges: list[Range]) -> list[str]:
 def become_root() -> None:
     """Make the calling process, an ordinary user's, root of a user namespace of its own.
 
-    It gets a mount namespace too, which hears of the host's mounts and is not heard. The
-    process must have one thread only. Raises `UnsupportedError` with what is to be done.
+    It gets a mount namespace too, which hears of the host's mounts and is not heard, and keeps
+    its other groups. It must have one thread only. Raises `UnsupportedError` with what is to
+    be done.
     """
     user, group = os.geteuid(), os.getegid()
     name = _name_of(user)
@@ -85,7 +86,6 @@ def become_root() -> None:
         os.waitpid(child, 0)
     if said:
         raise UnsupportedError(f"no user namespace with more than one user: {said}")
-    os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     syscalls.unshare(syscalls.CLONE_NEWNS)
