@@ -85,7 +85,7 @@ def _commit(store: Store, arguments: Arguments) -> None:
 def _capture(store: Store, arguments: Arguments) -> None:
     name, key = arguments.positionals
     labels = _labels(arguments) if "label" in arguments.values else None
-    _print_made(store.driver.capture(name, key, labels=labels), arguments)
+    _print_made(store.capture(name, key, labels), arguments)
 
 
 def _mount(store: Store, arguments: Arguments) -> None:

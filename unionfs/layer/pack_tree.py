@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from unionfs.layer import whiteouts, xattrs
@@ -28,13 +28,22 @@ class Packer:
     """Puts objects of a tree into an archive.
 
     *holes* says whether files keep theirs. An object with several names is written under the
-    first of them, the others become hard links.
+    first of them, the others become hard links. A file that others make shorter while it is
+    read gets zeros for what is missing, and *cut* is told of it; without *cut* that is an error.
     """
 
-    def __init__(self, writer: TarWriter, marks: Marks, *, holes: bool = False) -> None:
+    def __init__(
+        self,
+        writer: TarWriter,
+        marks: Marks,
+        *,
+        holes: bool = False,
+        cut: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._writer = writer
         self._marks = marks
         self._holes = holes
+        self._cut = cut
         self._linked: dict[tuple[int, int], bytes] = {}
 
     def add_root(self, root_fd: int) -> None:
@@ -44,24 +53,31 @@ class Packer:
         self._writer.add(member._replace(xattrs=found))
 
     def add(self, path: bytes, dirfd: int, status: os.stat_result) -> None:
-        """Put *path*, which lies in *dirfd*, into the archive; sockets are left out."""
+        """Put *path*, which lies in *dirfd*, into the archive; sockets are left out.
+
+        Raises ENOENT for what is gone by now: then nothing of it is in the archive.
+        """
         kind = kind_of(status)
         if kind is None:
             return
         member = member_of(path, status, kind)
+        place = (status.st_dev, status.st_ino)
+        if (first := self._linked.get(place)) is not None:
+            link = member._replace(kind=Kind.HARD_LINK, target=first, size=0, segments=())
+            self._writer.add(link._replace(rdev=0))
+            return
+        self._add_object(member, dirfd)
         if kind is not Kind.DIRECTORY and status.st_nlink > 1:
-            first = self._linked.setdefault((status.st_dev, status.st_ino), path)
-            if first != path:
-                link = member._replace(kind=Kind.HARD_LINK, target=first, size=0, segments=())
-                self._writer.add(link._replace(rdev=0))
-                return
-        name = split(path)[1]
-        if kind is Kind.FILE:
+            self._linked[place] = path
+
+    def _add_object(self, member: Member, dirfd: int) -> None:
+        name = split(member.path)[1]
+        if member.kind is Kind.FILE:
             self._add_file(member, dirfd, name)
             return
         place = xattrs.entry_path(dirfd, name)
         member = member._replace(xattrs=self._xattrs(place, follow=False))
-        if kind is Kind.SYMLINK:
+        if member.kind is Kind.SYMLINK:
             member = member._replace(target=os.readlink(place))
         self._writer.add(member)
 
@@ -71,7 +87,7 @@ class Packer:
             member = member._replace(xattrs=self._xattrs(xattrs.fd_path(fd), follow=True))
             if self._holes:
                 member = member._replace(segments=tuple(_data(fd, member.size)))
-            self._writer.add(member, _content(fd, member))
+            self._writer.add(member, _content(fd, member, self._cut))
         finally:
             os.close(fd)
 
@@ -113,13 +129,21 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             yield start, end - start
 
 
-def _content(fd: int, member: Member) -> Iterator[bytes]:
+def _content(
+    fd: int, member: Member, cut: Callable[[bytes], None] | None = None
+) -> Iterator[bytes]:
     for offset, length in member.segments:
         position, end = offset, offset + length
         while position < end:
-            data = os.pread(fd, min(end - position, _CHUNK), position)
+            size = min(end - position, _CHUNK)
+            data = os.pread(fd, size, position)
             if not data:
-                raise OSError(errno.ESTALE, "shorter than it was a moment ago", shown(member.path))
+                if cut is None:
+                    raise OSError(
+                        errno.ESTALE, "shorter than it was a moment ago", shown(member.path)
+                    )
+                cut(member.path)
+                data = bytes(size)
             yield data
             position += len(data)
 

@@ -42,5 +42,14 @@ MIGRATIONS: Final = (
         FOREIGN KEY (driver, image) REFERENCES images (driver, name) ON DELETE CASCADE
     ) STRICT;
     CREATE INDEX image_layers_of_chain ON image_layers (driver, chain);
+    CREATE TABLE volumes (
+        name TEXT PRIMARY KEY,
+        driver TEXT NOT NULL,
+        options TEXT NOT NULL,
+        labels TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        data TEXT NOT NULL,
+        holds INTEGER NOT NULL
+    ) STRICT;
     """,
 )

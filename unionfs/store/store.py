@@ -45,6 +45,7 @@ class Store:
         self.driver = driver
         self.database = database
         self.uses = Uses(database)
+        self._others: dict[str, Driver] = {}
 
     @classmethod
     def open(cls, root: str, driver: str, options: Mapping[str, str]) -> Self:
@@ -64,8 +65,21 @@ class Store:
 
     def close(self) -> None:
         """Give up what the object holds; twice is fine."""
-        self.driver.close()
+        for driver in (self.driver, *self._others.values()):
+            driver.close()
         self.database.close()
+
+    def driver_called(self, name: str) -> Driver:
+        """Return the driver *name* of this store, which need not be the one it was opened with.
+
+        Raises what opening it raises.
+        """
+        if name == self.driver.name:
+            return self.driver
+        if name not in self._others:
+            found = registry.driver_class(name)
+            self._others[name] = found.open(os.path.join(self.root, name), {})
+        return self._others[name]
 
     def subject(self, key: str) -> Subject:
         """Return the snapshot *key* as what is used."""
@@ -80,9 +94,12 @@ class Store:
             raise MountError(f"{target}: not a directory")
         place = os.path.realpath(target)
         with self.alone(key):
-            number = self.uses.add(self.subject(key), place, place)
+            self._require_no_volume(key)
+            # Who looks meanwhile finds no mount yet, but the process that makes it.
+            number = self.uses.add(self.subject(key), place, place, os.getpid())
             try:
                 attach(self.driver.mounts(key), place, extra=extra)
+                self.uses.outlive(number)
             except BaseException:
                 self.uses.remove(number)
                 self.release_unused(key)
@@ -94,7 +111,8 @@ class Store:
         Raises `MountError`, `NotFoundError` when no snapshot of this store is mounted there.
         """
         place = os.path.realpath(target)
-        found = [use for use in self.uses.on(place) if use.subject.driver == self.driver.name]
+        wanted = ("snapshot", self.driver.name)
+        found = [use for use in self.uses.on(place) if use.subject[:2] == wanted]
         if not found:
             raise NotFoundError(f"{target}: no snapshot of {self.root} is mounted here")
         use = found[-1]
@@ -116,6 +134,7 @@ class Store:
         with self.alone(key):
             self.require_unused(key)
             self._require_no_image(key)
+            self._require_no_volume(key)
             self.driver.remove(key)
 
     def _require_no_image(self, key: str) -> None:
@@ -128,11 +147,29 @@ class Store:
                 f"{key}: a layer of the image {rows[0][0]}; remove that (image rm)"
             )
 
+    def _require_no_volume(self, key: str) -> None:
+        rows = self.database.rows(
+            "SELECT name FROM volumes WHERE driver = ? AND data = ?", (self.driver.name, key)
+        )
+        if rows:
+            raise FailedPreconditionError(
+                f"{key}: has the files of the volume {rows[0][0]}; use the commands for volumes"
+            )
+
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> Info:
         """Commit *key* as *name*. Raises `FailedPreconditionError` with who uses it."""
         with self.alone(key):
             self.require_unused(key)
+            self._require_no_volume(key)
             return self.driver.commit(name, key, labels=labels)
+
+    def capture(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> Info:
+        """Capture *key* as *name*. Raises `FailedPreconditionError` with who uses it."""
+        with self.alone(key):
+            if not self.driver.capabilities.live_snapshot:
+                self.require_unused(key)
+            self._require_no_volume(key)
+            return self.driver.capture(name, key, labels=labels)
 
     def require_unused(self, key: str) -> None:
         """Raise `FailedPreconditionError` while the snapshot *key* is used."""

@@ -39,7 +39,7 @@ class Use(NamedTuple):
     holder: str
     """By whom, as users know it: a path, the name of a container, an engine's id."""
     target: str
-    """The directory where it is mounted."""
+    """The directory where it is mounted; empty for one that lasts until it is taken back."""
     since: int
     """In nanoseconds since 1970."""
     boot: str
@@ -60,7 +60,7 @@ class Uses:
         """Write down a use; return its number.
 
         It lasts until it is removed, and dies with the process *pid* or, without one, with
-        what is mounted on *target*, an absolute path.
+        what is mounted on *target*, an absolute path. With neither it dies with the boot.
         """
         start_time = None if pid is None else registry.start_time(pid)
         with self._database.write():
@@ -82,6 +82,13 @@ class Uses:
             )
         assert added.lastrowid is not None
         return added.lastrowid
+
+    def outlive(self, number: int) -> None:
+        """Let the use *number* no longer die with a process, now that its mount is there."""
+        with self._database.write():
+            self._database.run(
+                "UPDATE uses SET pid = NULL, start_time = NULL WHERE id = ?", (number,)
+            )
 
     def remove(self, number: int) -> None:
         """Forget the use *number*."""
@@ -129,7 +136,8 @@ def _lives(use: Use, targets: set[str]) -> bool:
         elsewhere = use.pid_namespace != registry.namespace("pid")
         return elsewhere or registry.start_time(use.pid) == use.start_time
     # What is mounted in another namespace we cannot see.
-    return use.mount_namespace != registry.namespace("mnt") or use.target in targets
+    elsewhere = use.mount_namespace != registry.namespace("mnt")
+    return not use.target or elsewhere or use.target in targets
 
 
 def _boot() -> str:
