@@ -19,7 +19,6 @@ from unionfs.store.store import Store
 #: Seconds for one command.
 PATIENCE: Final = 30.0
 
-_STUB: Final = "from unionfs.cli import program; program()"
 _USERS: Final = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1001::/home/user:/bin/sh\n"
 _GROUPS: Final = "root:x:0:\nuser:x:1001:\nextra:x:1002:user,other\n"
 
@@ -69,23 +68,29 @@ class Runner:
         #: What the last one said on standard error.
         self.said = ""
 
+    def command_line(self) -> list[str]:
+        """The program ``unionfs``."""
+        return [self._environment.get("PYTHON", sys.executable), "-m", "unionfs"]
+
+    def surroundings(self) -> dict[str, str]:
+        """Its environment, which names the store."""
+        return {
+            **(self._environment or os.environ),
+            "PYTHONPATH": self._environment.get("PYTHONPATH", str(REPOSITORY)),
+            "UNIONFS_ROOT": str(self.root),
+        }
+
     def start(
         self, *arguments: str, command: Sequence[str] = ("run",), **popen: Any
     ) -> subprocess.Popen[str]:
         """Start ``unionfs run`` with *arguments*, or another *command*."""
-        program = [self._environment.get("PYTHON", sys.executable), "-c", _STUB]
         popen.setdefault("stdin", subprocess.DEVNULL)
         popen.setdefault("stdout", subprocess.PIPE)
         popen.setdefault("stderr", subprocess.PIPE)
         popen.setdefault("cwd", self.base)
         started = subprocess.Popen(
-            [*program, *command, *arguments],
-            env={
-                **(self._environment or os.environ),
-                "PYTHONPATH": self._environment.get("PYTHONPATH", str(REPOSITORY)),
-                "UNIONFS_ROOT": str(self.root),
-                **popen.pop("env", {}),
-            },
+            [*self.command_line(), *command, *arguments],
+            env={**self.surroundings(), **popen.pop("env", {})},
             text=True,
             preexec_fn=self._before_exec,  # noqa: PLW1509 - these have no threads
             **popen,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from unionfs.container.spec import (
@@ -102,7 +104,7 @@ def test_what_an_image_says() -> None:
     assert command(image, "", ["x"]) == ("x",)
     given = environment(image, ["B=2", "A="], "host", terminal=False)
     assert given == {"PATH": "/x", "HOSTNAME": "host", "A": "", "B": "2"}
-    strange: dict[str, object]
+    strange: dict[str, Any]
     for strange in ({}, {"config": None}, {"config": {"Cmd": "sh", "Env": {}, "User": None}}):
         assert defaults(strange) == Defaults()
     with pytest.raises(UsageError, match="CMD is missing"):

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from unionfs import registry
-from unionfs.container import records, rootfs, terminal
+from unionfs.container import places, records, terminal
 from unionfs.container.first import FirstProcess
 from unionfs.container.init import Plan
 from unionfs.container.records import Record
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Bind, NamedVolume, Place, Spec, Tmpfs
+from unionfs.driver.api import Mount
 from unionfs.driver.attach import attach
 from unionfs.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     MountError,
     NotFoundError,
-    UsageError,
 )
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
@@ -119,6 +119,8 @@ class _Container:
         self._spec = spec
         self._streams = streams
         self._daemons: list[registry.Record] = []
+        #: Those in use, with the directories that show them.
+        self._volumes: list[tuple[NamedVolume, str]] = []
         self._first: FirstProcess | None = None
 
     @contextlib.contextmanager
@@ -164,26 +166,45 @@ class _Container:
     def _start(self, stack: contextlib.ExitStack) -> FirstProcess:
         """Mount everything where nobody else sees it, and start the first process there."""
         home = stack.enter_context(contextlib.closing(MountNamespace()))
-        grafts = contextlib.ExitStack()
-        with home.left(), grafts:
-            before = {entry.device for entry in mounting.unions()}
-            mounts = self._store.driver.mounts(self._record.name)
-            try:
-                attach(mounts, self._record.root, home=home)
-                places = [self._open(place, grafts) for place in self._places()]
-            finally:
-                self._remember_daemons(before)
-            first = FirstProcess.start(self._plan(places))
+        # Volumes are everybody's, and so are their mounts; what a driver starts is the store's.
+        mounts = self._store.driver.mounts(self._record.name)
+        shown = [self._shown(place, stack) for place in self._spec.places]
+        binds = [*places.own_files(self._record, self._spec), *shown]
+        with home.left(), contextlib.ExitStack() as descriptors:
+            self._attach(mounts, home)
+            grafts = [places.opened(place, descriptors) for place in binds]
+            first = FirstProcess.start(self._plan(grafts))
             stack.callback(first.close)
             stack.callback(first.kill)
         return first
 
-    def _plan(self, places: list[Grafted | Tmpfs]) -> Plan:
+    def _shown(self, place: Place, stack: contextlib.ExitStack) -> Bind | Tmpfs:
+        """Return *place*, a volume as the directory that shows it until *stack* is closed."""
+        if not isinstance(place, NamedVolume):
+            return place
+        holder = f"container {self._record.name}"
+        path = stack.enter_context(places.held(self._store, place, holder))
+        self._volumes.append((place, path))
+        return Bind(path, place.target, place.read_only)
+
+    def _attach(self, mounts: Sequence[Mount], home: MountNamespace) -> None:
+        """Mount the snapshot; its daemons are to be waited for, whatever happens."""
+        before = {entry.device for entry in mounting.unions()}
+        try:
+            attach(mounts, self._record.root, home=home)
+        finally:
+            for entry in mounting.unions():
+                if entry.device not in before and (found := registry.find(entry)) is not None:
+                    self._daemons.append(found)
+        for place, path in self._volumes:
+            places.fill_new(self._store, place, path, self._record.root)
+
+    def _plan(self, grafts: list[Grafted | Tmpfs]) -> Plan:
         streams = self._streams
         return Plan(
             spec=self._spec,
             root=self._record.root,
-            places=places,
+            places=grafts,
             streams=(streams.source, streams.sink, streams.errors),
             window=terminal.window((streams.source, streams.sink)),
             caller=self._caller(),
@@ -196,48 +217,8 @@ class _Container:
         streams = self._streams
         return terminal.settings(streams.source if self._spec.interactive else streams.sink)
 
-    def _open(self, place: Place, grafts: contextlib.ExitStack) -> Grafted | Tmpfs:
-        """Return *place* as the first process takes it. Raises ``OSError``, `UsageError`."""
-        if isinstance(place, Tmpfs):
-            return place
-        if isinstance(place, NamedVolume):
-            raise UsageError(f"{place.name}: volumes by name are not there yet")
-        if place.create and not os.path.lexists(place.source):
-            os.makedirs(place.source)
-        mount_fd = rootfs.clone(place.source, read_only=place.read_only)
-        grafts.callback(os.close, mount_fd)
-        return Grafted(mount_fd, place.target, os.path.isdir(place.source))
-
-    def _places(self) -> Iterator[Place]:
-        """Yield what the command finds mounted, the files that every container has included."""
-        name, taken = self._spec.hostname, {place.target for place in self._spec.places}
-        files = {
-            "hostname": f"{name}\n",
-            "hosts": f"{_text('/etc/hosts')}127.0.1.1\t{name}\n",
-            "resolv.conf": _text("/etc/resolv.conf"),
-        }
-        for file, text in files.items():
-            if f"/etc/{file}" not in taken:
-                yield Bind(self._record.write(file, text), f"/etc/{file}")
-        yield from self._spec.places
-
-    def _remember_daemons(self, before: set[str]) -> None:
-        for entry in mounting.unions():
-            if entry.device not in before and (found := registry.find(entry)) is not None:
-                self._daemons.append(found)
-
     def _wait_for_daemons(self) -> None:
         """Wait until all that was written is where it belongs. Raises `MountError`."""
         for daemon in self._daemons:
             if not registry.wait_for_end(daemon, _PATIENCE):
                 raise MountError(f"process {daemon.pid} still serves {daemon.target}")
-
-
-def _text(path: str) -> str:
-    """Return the text of the host's file *path*, ending with a whole line; empty without one."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-    except OSError:
-        return ""
-    return text if text.endswith("\n") or not text else f"{text}\n"
