@@ -33,7 +33,7 @@ class PlainArchive(Bundle):
     def open(self, name: str) -> BinaryIO:
         """See `Bundle.open`."""
         _require(self.has(name), name)
-        self._file.seek(0)
+        os.lseek(self._file.fileno(), 0, os.SEEK_SET)
         return os.fdopen(os.dup(self._file.fileno()), "rb")
 
     def close(self) -> None:
