@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options
-from unionfs.cli import diff, ls, mount8, mount_command, snapshot, umount, usage
+from unionfs.cli import diff, ls, mount8, mount_command, run, snapshot, umount, usage
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ["unionfs.1", "unionfs-snapshot.1", "mount.unionfs.8"]
+PAGES = ["unionfs.1", "unionfs-run.1", "unionfs-snapshot.1", "mount.unionfs.8"]
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
 
 #: Of no use to somebody who types; taken because programs send them.
@@ -52,8 +52,10 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     text = (DOCS / "completions" / name).read_text(encoding="utf-8")
     wanted = (OWN | set(options._EFFECTIVE) | {"ro", "rw"}) - FOR_PROGRAMS
     assert wanted - names(text) == set()
-    for word in ("mount", "umount", "ls", "diff", "snapshot", *snapshot.VERBS, *SESSION_NAMES):
+    for word in ("mount", "umount", "ls", "diff", "run", "snapshot", *snapshot.VERBS, *SESSION_NAMES):
         assert word in names(text)
+    for flag in run._GRAMMAR.aliases.keys() | {"rm", "tmpfs", "entrypoint", "hostname", "name"}:
+        assert flag in names(text)
     for flag in ("lazy", "json", "foreground", "debug", "verbose", "session", "help", "version"):
         assert flag in names(text)
 
@@ -62,6 +64,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     ("page", "grammars"),
     [
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
+        ("unionfs-run.1", [run._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
         ("mount.unionfs.8", [mount8._GRAMMAR]),
     ],
@@ -72,7 +75,7 @@ def test_the_manuals_describe_every_argument(page: str, grammars: list[Grammar])
         for name in grammar.flags | grammar.valued | set(grammar.aliases):
             if name == "session" and page == "mount.unionfs.8":
                 continue  # as an option, session=
-            if page == "unionfs-snapshot.1" and name in ASKING:
+            if page in ("unionfs-run.1", "unionfs-snapshot.1") and name in ASKING:
                 continue  # as of every command
             assert re.search(rf"(?<!\S)--?{name}\b" if len(name) > 1 else rf"-\w*{name}", text), (
                 name
@@ -126,6 +129,9 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "mount ", "-o ", "lowerdir", "=", "data,upp"], ["data,upperdir="]),
         (["unionfs ", "mount ", "-o ", "ro,redirect_dir", "=", "o"], ["on", "off"]),
         (["unionfs ", "diff ", "da"], ["data"]),
+        (["unionfs ", "run ", "--re"], ["--read-only"]),
+        (["unionfs ", "run ", "--rm ", "-v ", "da"], ["data"]),
+        (["unionfs ", "run ", "--rm ", "-i ", "image ", "da"], ["data"]),
         (["unionfs ", "snap"], ["snapshot"]),
         (["unionfs ", "snapshot ", "c"], ["commit", "capture", "cleanup"]),
         (["unionfs ", "snapshot ", "umount ", "--l"], ["--lazy"]),
