@@ -49,6 +49,12 @@ class MountNamespace:
 
 
 def private_mounts() -> None:
-    """Give the calling process mounts of its own, which nobody else sees come and go."""
-    syscalls.unshare(syscalls.CLONE_NEWNS)
+    """Give the calling process mounts of its own, which nobody else sees come and go.
+
+    Raises ``OSError``: EPERM without CAP_SYS_ADMIN.
+    """
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "a mount namespace of its own") from error
     syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE, b"")

@@ -52,7 +52,16 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     text = (DOCS / "completions" / name).read_text(encoding="utf-8")
     wanted = (OWN | set(options._EFFECTIVE) | {"ro", "rw"}) - FOR_PROGRAMS
     assert wanted - names(text) == set()
-    for word in ("mount", "umount", "ls", "diff", "run", "snapshot", *snapshot.VERBS, *SESSION_NAMES):
+    for word in (
+        "mount",
+        "umount",
+        "ls",
+        "diff",
+        "run",
+        "snapshot",
+        *snapshot.VERBS,
+        *SESSION_NAMES,
+    ):
         assert word in names(text)
     for flag in run._GRAMMAR.aliases.keys() | {"rm", "tmpfs", "entrypoint", "hostname", "name"}:
         assert flag in names(text)

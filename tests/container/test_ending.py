@@ -61,7 +61,7 @@ def test_a_reader_that_has_enough_is_no_error_of_ours(runner: Runner) -> None:
 
 def started(runner: Runner, *options: str) -> int:
     """Start container ``victim``, which writes and goes on; the process that runs it."""
-    script = "echo whole >/file; sync; echo ready >/data/ready; exec sleep 1000"
+    script = "echo whole >/file; echo ready >/data/ready; exec sleep 1000"
     runner.run("-d", "--name", "victim", *options, "base", "sh", "-c", script)
 
     def is_ready() -> bool:

@@ -120,6 +120,20 @@ def test_killed(rootless: Runner) -> None:
     assert rootless.run("--rm", "whole", "cat", "/file") == "whole\n"
 
 
+def test_root_without_privilege_is_told(runner: Runner) -> None:
+    command = ["setpriv", "--bounding-set", "-sys_admin", *runner.command_line()]
+    done = subprocess.run(
+        [*command, "run", "base", "true"],
+        env=runner.surroundings(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "unionfs: a mount namespace of its own: Operation not permitted\n"
+    assert (done.returncode, done.stderr) == (125, said)
+    assert runner.snapshots() == ["base"]
+
+
 def test_without_subordinate_ids(rootless: Runner, subids: Path) -> None:
     subids.write_text("other:100000:65536\n")
     said = rootless.refuse("base", "true")

@@ -1,9 +1,9 @@
 """What a store keeps of containers: ``ROOT/containers/NAME``, one directory for each.
 
 Whoever runs one holds its lock, so that one whose lock is free has ended, or was
-killed: `take_dead` finds those, and whoever finds one cleans up after it. The directory stays
-as long as the container's snapshot does; ``log`` is the output of a detached one, ``pid``
-the process to send signals to, and the rest are the files that the command sees in /etc.
+killed: `take_dead` finds those, and whoever finds one cleans up after it. ``log`` is the
+output of a detached one, which stays as long as its snapshot does, ``pid`` the process to send
+signals to, and the rest are the files that the command sees in /etc.
 """
 
 from __future__ import annotations
@@ -21,25 +21,29 @@ from unionfs.errors import AlreadyExistsError
 _REMOVE: Final = "remove"
 _LOCK: Final = "lock"
 _PID: Final = "pid"
+_LOG: Final = "log"
+_ROOT: Final = "root"
+_CONTAINERS: Final = "containers"
 
 
 class Record:
     """The directory of one container, locked by this process."""
 
-    def __init__(self, directory: str, lock: int) -> None:
-        self.directory = directory
-        self.name = os.path.basename(directory)
+    def __init__(self, store_root: str, name: str, lock: int) -> None:
+        self.name = name
+        self.directory = os.path.join(store_root, _CONTAINERS, name)
+        self._store_root = store_root
         self._lock = lock
 
     @property
     def root(self) -> str:
         """Where the root file system is mounted, in the container's own mount namespace."""
-        return os.path.join(self.directory, "root")
+        return os.path.join(self.directory, _ROOT)
 
     @property
     def log(self) -> str:
         """The file for the output of a detached container."""
-        return os.path.join(self.directory, "log")
+        return os.path.join(self.directory, _LOG)
 
     @property
     def is_ephemeral(self) -> bool:
@@ -61,16 +65,16 @@ class Record:
             self.write(_REMOVE, "")
         self.write(_PID, f"{os.getpid()}\n")
 
-    def end(self) -> None:
-        """Remove what is of no use when the container has ended, and keep the log."""
-        for name in os.listdir(self.directory):
-            if name not in ("log", _LOCK):
-                path = os.path.join(self.directory, name)
-                os.rmdir(path) if name == "root" else os.unlink(path)
-
-    def remove(self) -> None:
-        """Remove the directory."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def end(self, *, keep_log: bool) -> None:
+        """Remove what is of no use when the container has ended: all but a log that is kept."""
+        with _alone(self._store_root):
+            if not (keep_log and os.path.exists(self.log)):
+                shutil.rmtree(self.directory)
+                return
+            for name in os.listdir(self.directory):
+                if name not in (_LOG, _LOCK):
+                    path = os.path.join(self.directory, name)
+                    os.rmdir(path) if name == _ROOT else os.unlink(path)
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -86,16 +90,16 @@ def claim(store_root: str, name: str) -> Record:
         lock = _locked(directory)
         if lock is None:
             raise AlreadyExistsError(f"{name}: a container of this name is running")
-        return Record(directory, lock)
+        return Record(store_root, name, lock)
 
 
 def take_dead(store_root: str) -> Iterator[Record]:
     """Yield the containers that nobody runs, each locked until the next is asked for."""
     with _alone(store_root) as containers:
-        names = sorted(os.listdir(containers))
-        found = [(os.path.join(containers, name), name) for name in names if name != _LOCK]
-        taken = [(directory, _locked(directory)) for directory, _ in found]
-    records = [Record(directory, lock) for directory, lock in taken if lock is not None]
+        names = sorted(name for name in os.listdir(containers) if name != _LOCK)
+        locks = [_locked(os.path.join(containers, name)) for name in names]
+    found = zip(names, locks, strict=True)
+    records = [Record(store_root, name, lock) for name, lock in found if lock is not None]
     try:
         yield from records
     finally:
@@ -106,7 +110,7 @@ def take_dead(store_root: str) -> Iterator[Record]:
 @contextlib.contextmanager
 def _alone(store_root: str) -> Iterator[str]:
     """Keep others from making or taking containers meanwhile; yields their directory."""
-    containers = os.path.join(store_root, "containers")
+    containers = os.path.join(store_root, _CONTAINERS)
     with contextlib.suppress(FileExistsError):
         os.mkdir(containers, 0o711)
     lock = os.open(os.path.join(containers, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -122,7 +126,7 @@ def _locked(directory: str) -> int | None:
     try:
         lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (FileNotFoundError, NotADirectoryError):
-        return None  # it has just been removed
+        return None  # something of somebody else's
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

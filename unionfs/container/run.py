@@ -64,17 +64,10 @@ def run(
     """
     clean(store)
     with contextlib.closing(records.claim(store.root, name)) as record:
+        stays = True  # whatever has the name
         try:
-            store.driver.prepare(name, parent, labels={LABEL: name})
-        except AlreadyExistsError as error:
-            raise AlreadyExistsError(
-                f"{name}: the name is taken; free it with unionfs snapshot rm {name}"
-            ) from error
-        except BaseException:
-            record.remove()
-            raise
-        stays = False
-        try:
+            _prepare(store, name, parent)
+            stays = False
             record.begin(ephemeral=ephemeral)
             container = _Container(store, record, spec, open_streams(record))
             with container.running():
@@ -82,32 +75,39 @@ def run(
                 started()
                 return container.wait()
         finally:
-            record.end()
             if not stays:
                 store.driver.remove(name)
-                record.remove()
+            record.end(keep_log=stays)
+
+
+def _prepare(store: Store, name: str, parent: str) -> None:
+    try:
+        store.driver.prepare(name, parent, labels={LABEL: name})
+    except AlreadyExistsError as error:
+        raise AlreadyExistsError(
+            f"{name}: the name is taken; free it with unionfs snapshot rm {name}"
+        ) from error
 
 
 def clean(store: Store) -> None:
     """Put in order what containers that were killed have left in *store*."""
     for record in records.take_dead(store.root):
-        try:
-            ephemeral = record.is_ephemeral
-            if ephemeral:
-                with contextlib.suppress(NotFoundError):
-                    store.remove(record.name)
-            else:
-                store.driver.stat(record.name)
-                store.release_unused(record.name)
-        except NotFoundError:
-            ephemeral = True
-        except (FailedPreconditionError, OSError):
-            # Its last daemon is about to end; there will be a next time.
-            continue
-        if ephemeral:
-            record.remove()
-        else:
-            record.end()
+        # Where its last daemon is still about to end, there will be a next time.
+        with contextlib.suppress(FailedPreconditionError):
+            record.end(keep_log=_clean_up(store, record))
+
+
+def _clean_up(store: Store, record: Record) -> bool:
+    """Remove or release the snapshot of a container that has ended; say whether it is there."""
+    try:
+        if record.is_ephemeral:
+            store.remove(record.name)
+            return False
+        store.driver.stat(record.name)
+        store.release_unused(record.name)
+    except NotFoundError:
+        return False
+    return True
 
 
 class _Container:
