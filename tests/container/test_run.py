@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -298,3 +299,40 @@ def test_the_containers_directory_is_nobody_elses(runner: Runner) -> None:
 def test_names_as_docker_has_them(runner: Runner, name: str) -> None:
     said = runner.refuse("--name", name, "base", "true")
     assert said.startswith(f"{name}: not a name")
+
+
+WATCHED = """
+import os, sys
+from unionfs.container import init
+before, keep_only, leave = set(), init._keep_only, os._exit
+
+def begin(*arguments):
+    keep_only(*arguments)
+    before.update(sys.modules)
+    os.dup2(2, 200)
+
+def end(status):
+    if before:
+        os.write(200, f"{sorted(set(sys.modules) - before)}\\n".encode())
+    leave(status)
+
+init._keep_only, os._exit = begin, end
+from unionfs.cli import program
+program()
+"""
+
+
+@pytest.mark.parametrize("command", ["true", "nosuch"])
+def test_the_first_process_imports_nothing(runner: Runner, command: str) -> None:
+    """What it would read are files of the image."""
+    python, *_ = runner.command_line()
+    done = subprocess.run(
+        [python, "-c", WATCHED, "run", "--rm", "-t", "-u", "user", "base", command],
+        env=runner.surroundings(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("unionfs: ")]
+    assert lines
+    assert set(lines) == {"[]"}
