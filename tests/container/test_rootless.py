@@ -153,3 +153,15 @@ def test_ids_that_are_refused(rootless: Runner, subids: Path) -> None:
     subids.write_text(f"nobody:{FIRST}:{COUNT}\nnobody:4294967290:100\n")
     said = rootless.refuse("base", "true")
     assert said.startswith("no user namespace with more than one user: newuidmap: ")
+
+
+def test_volumes(rootless: Runner) -> None:
+    """Shared between containers; files of other users can be backed up and removed."""
+    script = "mkdir /v/d; echo deep >/v/d/file; chown -R 5:7 /v/d; chmod 700 /v/d"
+    rootless.run("--rm", "-v", "vol:/v", "base", "sh", "-c", script)
+    assert rootless.run("--rm", "-v", "vol:/v:ro", "base", "cat", "/v/d/file") == "deep\n"
+    rootless.unionfs("volume", "backup", "-q", "vol", "b.tar.gz")
+    rootless.unionfs("volume", "rm", "vol")
+    rootless.unionfs("volume", "restore", "-q", "b.tar.gz", "other")
+    script = "stat -c %u:%g /v/d/file; cat /v/d/file"
+    assert rootless.run("--rm", "-v", "other:/v", "base", "sh", "-c", script) == "5:7\ndeep\n"

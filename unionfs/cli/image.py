@@ -7,15 +7,16 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final
 
 from unionfs.cli import usage
-from unionfs.cli.arguments import Arguments, Grammar, scan
-from unionfs.cli.mount_command import asked_text
+from unionfs.cli.arguments import Arguments
+from unionfs.cli.files import replacing
 from unionfs.cli.output import complain, print_table, printable
 from unionfs.cli.progress import ProgressLine
-from unionfs.cli.store_arguments import grammar, open_store, print_json, readable
+from unionfs.cli.store_arguments import grammar, print_json, readable
+from unionfs.cli.verbs import Verb, run_verb
 from unionfs.errors import ArchiveError, UsageError
 from unionfs.store import reference
 from unionfs.store.export import FORMATS, export
@@ -29,40 +30,14 @@ _PLAIN: Final = grammar()
 _QUIET: Final = grammar(flags={"q"}, aliases={"quiet": "q"})
 _EXPORTING: Final = grammar(flags={"q"}, valued={"format", "compression"}, aliases={"quiet": "q"})
 _HISTORY: Final = grammar(flags={"no-trunc"})
-#: The verbs that read or change files of whatever owner.
-_OF_FILES: Final = ("import", "export", "rm", "cleanup")
 _STANDARD_OUTPUT: Final = "-"
 _SHORT_ID: Final = 12
 _SHORT_STEP: Final = 60
 
 
-class _Verb(NamedTuple):
-    run: Callable[[Store, Arguments], None]
-    grammar: Grammar
-    least: int
-    """The fewest and the most words after the verb; no limit for the latter is -1."""
-    most: int
-
-
 def run(argv: list[str]) -> int:
     """Do what *argv*, the words after ``image``, says."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage.IMAGE, file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 1
-    verb = VERBS.get(argv[0])
-    if verb is None:
-        raise UsageError(f"image {argv[0]}: unknown; there are {', '.join(VERBS)}")
-    arguments = scan(argv[1:], verb.grammar)
-    if (text := asked_text(arguments, usage.IMAGE)) is not None:
-        print(text)
-        return 0
-    arguments.refuse_unknown()
-    count = len(arguments.positionals)
-    if count < verb.least or (count > verb.most >= 0):
-        raise UsageError(f"image {argv[0]}: see unionfs image --help")
-    with open_store(arguments, as_owner=argv[0] in _OF_FILES) as store:
-        verb.run(store, arguments)
-    return 0
+    return run_verb("image", VERBS, usage.IMAGE, argv)
 
 
 def _import(store: Store, arguments: Arguments) -> None:
@@ -131,28 +106,8 @@ def _export(store: Store, arguments: Arguments) -> None:
                 spool.seek(0)
                 shutil.copyfileobj(spool, sys.stdout.buffer)
             return
-        with _replacing(path) as file:
+        with replacing(path) as file:
             export(store, name, file, form, compression, progress)
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """Give a file that takes the place of *path* when all was written; else *path* stays."""
-    directory, base = os.path.split(os.path.abspath(path))
-    fd, temporary = tempfile.mkstemp(prefix=f".{base}.", dir=directory)
-    try:
-        with os.fdopen(fd, "w+b") as file:
-            yield file
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(fd, 0o666 & ~umask)
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def _list(store: Store, arguments: Arguments) -> None:
@@ -250,12 +205,12 @@ def _as_json(image: Image, *, whole: bool = False) -> dict[str, Any]:
 
 
 #: Each verb with what it takes; in the order that --help tells them.
-VERBS: Final[dict[str, _Verb]] = {
-    "import": _Verb(_import, _QUIET, 1, 2),
-    "export": _Verb(_export, _EXPORTING, 2, 2),
-    "ls": _Verb(_list, _QUIET, 0, 0),
-    "rm": _Verb(_remove, _PLAIN, 1, -1),
-    "history": _Verb(_history, _HISTORY, 1, 1),
-    "inspect": _Verb(_inspect, _PLAIN, 1, -1),
-    "cleanup": _Verb(_cleanup, _PLAIN, 0, 0),
+VERBS: Final[dict[str, Verb]] = {
+    "import": Verb(_import, _QUIET, 1, 2, as_owner=True),
+    "export": Verb(_export, _EXPORTING, 2, 2, as_owner=True),
+    "ls": Verb(_list, _QUIET, 0, 0),
+    "rm": Verb(_remove, _PLAIN, 1, -1, as_owner=True),
+    "history": Verb(_history, _HISTORY, 1, 1),
+    "inspect": Verb(_inspect, _PLAIN, 1, -1),
+    "cleanup": Verb(_cleanup, _PLAIN, 0, 0, as_owner=True),
 }

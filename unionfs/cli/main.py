@@ -87,6 +87,10 @@ def _command(program: str, arguments: list[str]) -> Callable[[], int]:
             from unionfs.cli import run
 
             return lambda: run.run(rest)
+        case ["volume", *rest]:
+            from unionfs.cli import volume
+
+            return lambda: volume.run(rest)
         case ["image", *rest]:
             from unionfs.cli import image
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from unionfs.cli import usage
-from unionfs.cli.arguments import Arguments, Grammar, scan
-from unionfs.cli.mount_command import asked_text
+from unionfs.cli.arguments import Arguments
 from unionfs.cli.output import print_table, printable
-from unionfs.cli.store_arguments import grammar, open_store, pairs, print_json, readable, size
+from unionfs.cli.store_arguments import grammar, pairs, print_json, readable, size
+from unionfs.cli.verbs import Verb, run_verb
 from unionfs.driver.api import Info
-from unionfs.errors import UsageError
 from unionfs.store.compare import snapshot_changes
 from unionfs.store.images import Images
 from unionfs.store.store import Store
@@ -24,38 +22,12 @@ _SIZED: Final = grammar(valued={"label", "size"})
 _PLAIN: Final = grammar()
 _MOUNTING: Final = grammar(valued={"o"}, aliases={"options": "o"})
 _UNMOUNTING: Final = grammar(flags={"l"}, aliases={"lazy": "l"})
-#: The verbs that read or change files of whatever owner.
-_OF_FILES: Final = ("commit", "capture", "rm", "usage", "diff", "cleanup")
 _EMPTY_PLACE: Final = "TARGET"
-
-
-class _Verb(NamedTuple):
-    run: Callable[[Store, Arguments], None]
-    grammar: Grammar
-    least: int
-    """The fewest and the most words after the verb; no limit for the latter is -1."""
-    most: int
 
 
 def run(argv: list[str]) -> int:
     """Do what *argv*, the words after ``snapshot``, says."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage.SNAPSHOT, file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 1
-    verb = VERBS.get(argv[0])
-    if verb is None:
-        raise UsageError(f"snapshot {argv[0]}: unknown; there are {', '.join(VERBS)}")
-    arguments = scan(argv[1:], verb.grammar)
-    if (text := asked_text(arguments, usage.SNAPSHOT)) is not None:
-        print(text)
-        return 0
-    arguments.refuse_unknown()
-    count = len(arguments.positionals)
-    if count < verb.least or (count > verb.most >= 0):
-        raise UsageError(f"snapshot {argv[0]}: see unionfs snapshot --help")
-    with open_store(arguments, as_owner=argv[0] in _OF_FILES) as store:
-        verb.run(store, arguments)
-    return 0
+    return run_verb("snapshot", VERBS, usage.SNAPSHOT, argv)
 
 
 def _prepare(store: Store, arguments: Arguments) -> None:
@@ -205,20 +177,20 @@ def _date(nanoseconds: int) -> str:
 
 
 #: Each verb with what it takes; in the order that --help tells them.
-VERBS: Final[dict[str, _Verb]] = {
-    "prepare": _Verb(_prepare, _SIZED, 1, 2),
-    "view": _Verb(_view, _LABELLED, 2, 2),
-    "commit": _Verb(_commit, _LABELLED, 2, 2),
-    "capture": _Verb(_capture, _LABELLED, 2, 2),
-    "mount": _Verb(_mount, _MOUNTING, 2, 2),
-    "umount": _Verb(_umount, _UNMOUNTING, 1, 1),
-    "mounts": _Verb(_mounts, _PLAIN, 1, 2),
-    "release": _Verb(_release, _PLAIN, 1, -1),
-    "rm": _Verb(_remove, _PLAIN, 1, -1),
-    "ls": _Verb(_list, _PLAIN, 0, 0),
-    "info": _Verb(_info, _PLAIN, 1, -1),
-    "usage": _Verb(_usage, _PLAIN, 0, -1),
-    "diff": _Verb(_diff, _PLAIN, 1, 1),
-    "label": _Verb(_label, _PLAIN, 2, -1),
-    "cleanup": _Verb(_cleanup, _PLAIN, 0, 0),
+VERBS: Final[dict[str, Verb]] = {
+    "prepare": Verb(_prepare, _SIZED, 1, 2),
+    "view": Verb(_view, _LABELLED, 2, 2),
+    "commit": Verb(_commit, _LABELLED, 2, 2, as_owner=True),
+    "capture": Verb(_capture, _LABELLED, 2, 2, as_owner=True),
+    "mount": Verb(_mount, _MOUNTING, 2, 2),
+    "umount": Verb(_umount, _UNMOUNTING, 1, 1),
+    "mounts": Verb(_mounts, _PLAIN, 1, 2),
+    "release": Verb(_release, _PLAIN, 1, -1),
+    "rm": Verb(_remove, _PLAIN, 1, -1, as_owner=True),
+    "ls": Verb(_list, _PLAIN, 0, 0),
+    "info": Verb(_info, _PLAIN, 1, -1),
+    "usage": Verb(_usage, _PLAIN, 0, -1, as_owner=True),
+    "diff": Verb(_diff, _PLAIN, 1, 1, as_owner=True),
+    "label": Verb(_label, _PLAIN, 2, -1),
+    "cleanup": Verb(_cleanup, _PLAIN, 0, 0, as_owner=True),
 }

@@ -41,7 +41,7 @@ def open_store(arguments: Arguments, *, as_owner: bool = False) -> Iterator[Stor
     *as_owner*: as root of a user namespace, if he can be that.
     """
     root = chosen_root(arguments)
-    driver = arguments.last("driver") or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
+    driver = given_driver(arguments) or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
     options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
     if as_owner and os.geteuid() != 0:
         with contextlib.closing(Store.open(root, driver, options)) as store:
@@ -56,6 +56,12 @@ def _become_owner() -> None:
 
     with contextlib.suppress(UnsupportedError):
         become_root()
+
+
+def given_driver(arguments: Arguments) -> str | None:
+    """Return the driver that *arguments* name; ``local``, as Docker calls its own, is none."""
+    driver = arguments.last("driver") or arguments.last("d")
+    return None if driver == "local" else driver
 
 
 def pairs(texts: Iterable[str], option: str) -> Iterator[tuple[str, str]]:
@@ -88,6 +94,6 @@ def readable(size_in_bytes: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, indent: int = 2) -> None:
     """Print *value* for a script."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=indent))

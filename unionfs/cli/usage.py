@@ -14,6 +14,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs run [OPTIONS] IMAGE CMD...           run a command over a fresh layer
        unionfs snapshot VERB ...                    keep trees on top of one another, by name
        unionfs image VERB ...                       bring images in and out
+       unionfs volume VERB ...                      keep files that outlive who uses them
        unionfs [SOURCE] TARGET -o OPTIONS           mount, as mount(8) and engines call it
 
 "unionfs COMMAND --help" tells more; unionfs(1) tells all."""
@@ -177,5 +178,42 @@ content says. Compressed ones are taken as they are. An image's NAME is the pare
   --compression NAME   of layers: gzip, zstd or none (default: gzip, in docker-archive none)
   -q, --quiet          no progress; of ls, the names alone
   --no-trunc           do not shorten
+
+{STORE}"""
+
+VOLUME = f"""\
+usage: unionfs volume create [--driver NAME] [--opt K=V]... [--label K[=V]]... [NAME]
+       unionfs volume inspect NAME... [-f TEMPLATE]
+       unionfs volume ls [-q] [--filter K=V]... [--format TEMPLATE]
+       unionfs volume rm NAME... [-f]
+       unionfs volume prune [-f] [--filter K=V]...
+       unionfs volume mount NAME DIR [--id ID] [-o OPTIONS]
+       unionfs volume umount DIR [--lazy]
+       unionfs volume backup NAME FILE.tar[.gz|.zst] | - [--compression NAME] [-q]
+       unionfs volume restore FILE | - NAME [-q]
+       unionfs volume clone NAME NEW
+       unionfs volume snapshot NAME [KEY]
+       unionfs volume cleanup
+
+The verbs are Docker's; mount, umount, backup, restore, clone and snapshot are ours. Who uses a
+volume is counted by ID; one in use cannot be removed. "prune" removes all that nobody uses,
+also those with names. "restore" takes any tar archive, and replaces what the volume has.
+
+  --opt type=TYPE, --opt o=OPTIONS, --opt device=DEVICE
+                       what mount(8) mounts: type=tmpfs,o=size=64m (in memory),
+                       type=none,o=bind,device=/DIR, type=nfs,o=addr=HOST,device=:/DIR
+  --opt size=SIZE      limit it (64m, 10g), where the driver can
+  --opt from=DIR|VOLUME|IMAGE
+                       begin with these files; they stay as they are
+  --label K[=V]        a label; may be repeated
+  --filter K=V         dangling=true|false, driver=, label=, label!=, name=
+  -f, --format TEMPLATE
+                       json, or as Docker has it: 'table {{{{.Name}}}}\\t{{{{.Driver}}}}'
+  -f, --force          rm: no error for what is not there; prune: do not ask
+  -a, --all            prune: all of them, as it does anyway
+  --id ID              who uses it (default: DIR)
+  -o OPTIONS           mount options, as ro
+  --compression NAME   gzip, zstd or none (default: as the name of FILE ends)
+  -q, --quiet          names only; no progress
 
 {STORE}"""

@@ -114,14 +114,14 @@ def _pack(root_fd: int, writer: TarWriter, notice: Notice) -> None:
         notice(f"{shown(path)}: became shorter while it was read; zeros take the place")
 
     marks = Marks(user=os.geteuid() != 0)
-    with contextlib.closing(Packer(writer, marks, holes=True, cut=cut)) as packer:
-        packer.add_root(root_fd)
-        for path, dirfd, status in _walk(root_fd):
-            # Who uses the volume removes what he likes: tar(1) tells of it, too.
-            try:
-                packer.add(path, dirfd, status)
-            except FileNotFoundError:
-                notice(f"{shown(path)}: removed before it was read")
+    packer = Packer(writer, marks, holes=True, cut=cut)
+    packer.add_root(root_fd)
+    for path, dirfd, status in _walk(root_fd):
+        # Who uses the volume removes what he likes: tar(1) tells of it, too.
+        try:
+            packer.add(path, dirfd, status)
+        except FileNotFoundError:
+            notice(f"{shown(path)}: removed before it was read")
     writer.finish()
 
 

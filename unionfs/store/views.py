@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 #: The label of snapshots that a person has taken: of which volume.
 OF_VOLUME: Final = "unionfs.snapshot-of"
+_UNIONS: Final = ("overlay", "fuse3.unionfs")
 _PATHS: Final = ("/", "./", "../")
 #: What makes two roots the same, beside their xattrs.
 _FIELDS: Final = ("st_mode", "st_uid", "st_gid", "st_mtime_ns")
@@ -150,6 +151,8 @@ def _unchanged(driver: Driver, key: str) -> str | None:
     if not parent or driver.capabilities.live_snapshot:
         return None
     for mount in driver.mounts(key):
+        if mount.type not in _UNIONS:
+            return None
         options = parse_options([",".join(mount.options)], tolerant=True).options
         upper, lowers = options.upperdir, options.lowerdirs
         if upper and lowers and not os.listdir(upper) and _root(upper) == _root(lowers[0]):

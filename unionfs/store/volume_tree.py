@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -25,6 +26,9 @@ from unionfs.store.volume import Volume, foreign_mount, view_of
 _DATA: Final = "_data"
 #: Where upper and work directory of a view are seen, if they must be mounted.
 _LAYERS: Final = "_layers"
+#: What mount(8) calls for some types, and the packages of Debian that have it.
+_HELPERS: Final = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils"}
+_HELPERS_PATH: Final = "/sbin:/usr/sbin"
 _BIND: Final = frozenset(("bind", "rbind", "rw"))
 
 
@@ -165,7 +169,11 @@ class VolumeTree:
         try:
             attach(mounts, place)
         except MountError as error:
-            raise MountError(f"{self._volume.name}: {error}") from error
+            kind = mounts[-1].type
+            hint = ""
+            if kind in _HELPERS and shutil.which(f"mount.{kind}", path=_HELPERS_PATH) is None:
+                hint = f"; mount.{kind} is missing: install the package {_HELPERS[kind]}"
+            raise MountError(f"{self._volume.name}: {error}{hint}") from error
 
     def hide(self) -> None:
         """Unmount what `show` mounted, and give back what the driver took."""
@@ -193,7 +201,9 @@ def unmount_all(place: str) -> None:
         try:
             detach(place)
         except MountError:
-            mounting.unmount(os.fsencode(place), lazy=True)
+            # Not because its daemon serves a copy of the mount in another namespace.
+            if mounting.mount_at(os.fsencode(place)) is not None:
+                mounting.unmount(os.fsencode(place), lazy=True)
 
 
 def _view(base: str, inside: str) -> Mount:

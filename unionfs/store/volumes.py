@@ -3,7 +3,7 @@
 A volume exists when its row does. Its files are an active snapshot of its storage driver, under a
 key that only the row leads to, or elsewhere (see `unionfs.store.volume`). A snapshot in the
 making is used by the process that makes it; one of a volume that neither a row nor such a
-process knows was left by a crash, and `Volumes.cleanup` removes it.
+process knows was left by a crash (see `unionfs.store.volume_garbage`).
 
 Who uses a volume says so by an id of his own, as often as he likes. `Volumes.mount` counts
 until the mount is gone, `Volumes.hold` until the process is gone or `Volumes.release` is called.
@@ -19,22 +19,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from unionfs.driver import registry
-from unionfs.driver.api import Driver, Mount
-from unionfs.driver.attach import attach, detach
+from unionfs.driver.api import Mount
+from unionfs.driver.attach import attach
 from unionfs.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     MountError,
     NotFoundError,
     StoreError,
+    UnsupportedError,
 )
 from unionfs.fuse import mounting
 from unionfs.store import views
 from unionfs.store.store import Store
 from unionfs.store.uses import Subject, Use
 from unionfs.store.volume import ANONYMOUS, LABEL, Volume, check_name, check_options, size_limit
-from unionfs.store.volume_tree import VolumeTree, clear_place
+from unionfs.store.volume_garbage import drop
+from unionfs.store.volume_tree import VolumeTree
 
 _SELECT: Final = "SELECT name, driver, options, labels, created, data, holds FROM volumes"
 
@@ -77,6 +78,12 @@ class Volumes:
         """Return the names of the volumes that somebody uses."""
         return {use.subject.name for use in self._uses.all() if use.subject.kind == "volume"}
 
+    def size(self, volume: Volume) -> int:
+        """Return the bytes that the files of *volume* take of the disk, -1 if not the store's."""
+        if not volume.data:
+            return -1
+        return self.store.driver_called(volume.driver).usage(volume.data).size
+
     def tree(self, volume: Volume) -> VolumeTree:
         """Return where the files of *volume* are to be seen."""
         return VolumeTree(self.store, volume)
@@ -110,6 +117,7 @@ class Volumes:
             if (there := self._there(name, driver, options)) is not None:
                 return there
             keeper = driver or self.store.driver.name
+            self._require_limit(keeper, options)
             parent = ""
             if "from" in options:
                 options["from"], parent = held.enter_context(
@@ -117,6 +125,16 @@ class Volumes:
                 )
             new = Volume(name, keeper, options, labels, time.time_ns(), "", 0)
             return self._add(new, parent)
+
+    def _require_limit(self, driver: str, options: Mapping[str, str]) -> None:
+        """Raise `UnsupportedError` for a size that would not be kept."""
+        if "size" not in options or "type" in options:
+            return
+        if not self.store.driver_called(driver).capabilities.quota:
+            raise UnsupportedError(
+                f"size={options['size']}: the driver {driver} cannot limit a volume; use --driver"
+                " block, or --opt type=tmpfs for one in memory"
+            )
 
     def _there(self, name: str, driver: str | None, options: Mapping[str, str]) -> Volume | None:
         """Return the volume *name* if it is as wanted. Raises `AlreadyExistsError` if not."""
@@ -228,7 +246,7 @@ class Volumes:
                     "UPDATE volumes SET data = ? WHERE name = ?", (data, volume.name)
                 )
             self.tree(volume._replace(data=data)).link()
-            self._drop(self.store.driver_called(volume.driver), volume.data)
+            drop(self.store, self.store.driver_called(volume.driver), volume.data)
 
     # Removed
 
@@ -249,46 +267,7 @@ class Volumes:
             tree.remove()
             if not volume.data:
                 return 0
-            return self._drop(self.store.driver_called(volume.driver), volume.data)
-
-    def _drop(self, driver: Driver, key: str) -> int:
-        """Remove the snapshot *key*, and those below it that were volumes' and are nobody's now.
-
-        Return the bytes that came free.
-        """
-        freed = 0
-        with contextlib.suppress(NotFoundError, FailedPreconditionError):
-            while key:
-                info = driver.stat(key)
-                if LABEL not in info.labels or self._is_used(driver, key):
-                    break
-                size = driver.usage(key).size
-                driver.remove(key)
-                freed += size
-                key = info.parent
-        return freed
-
-    def _is_used(self, driver: Driver, key: str) -> bool:
-        return bool(self._uses.of(Subject("snapshot", driver.name, key)))
-
-    def cleanup(self) -> list[str]:
-        """Remove snapshots that were volumes' and are nobody's, left by a crash; return them."""
-        gone: list[str] = []
-        for name in registry.names():
-            if not os.path.isdir(os.path.join(self.store.root, name)):
-                continue
-            driver = self.store.driver_called(name)
-            # In this order: who makes one is its user until its row is there.
-            found = [info.key for info in driver.walk() if LABEL in info.labels]
-            used = {use.subject for use in self._uses.all()}
-            known = {volume.data for volume in self.all() if volume.driver == name}
-            for key in reversed(found):
-                if key not in known and Subject("snapshot", name, key) not in used:
-                    clear_place(self.store, key)
-                    with contextlib.suppress(NotFoundError, FailedPreconditionError):
-                        driver.remove(key)
-                        gone.append(key)
-        return gone
+            return drop(self.store, self.store.driver_called(volume.driver), volume.data)
 
     # Used
 
@@ -367,7 +346,8 @@ class Volumes:
             raise NotFoundError(f"{target}: no volume of {self.store.root} is mounted here")
         use = found[-1]
         with self.alone(use.subject.name):
-            detach(place, lazy=lazy)
+            # A bind of what others see, too: there is no daemon to wait for.
+            mounting.unmount(os.fsencode(place), lazy=lazy)
             self._uses.remove(use.id)
             self._hide_unused(use.subject.name)
 
