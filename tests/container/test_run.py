@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -78,6 +79,19 @@ def test_each_has_a_layer_of_its_own(runner: Runner) -> None:
     runner.unionfs("snapshot", "commit", "image/two", "one")
     shown = runner.run("--rm", "image/two", "sh", "-c", "cat /etc/words; ls /data")
     assert shown == "one\n"
+
+
+def test_three_from_one_base_which_is_on_the_disk_once(runner: Runner) -> None:
+    for name in ("C1", "C2", "C3"):
+        runner.run("--name", name, "base", "sh", "-c", f"echo {name} >/etc/words; touch /{name}")
+    for name in ("C1", "C2", "C3"):
+        changes = runner.unionfs("snapshot", "diff", name).splitlines()
+        assert [line for line in changes if "/C" in line] == [f"A /{name}"]
+    used = json.loads(runner.unionfs("snapshot", "usage", "--json"))
+    sizes = {one["key"]: one["size"] for one in used}
+    assert sizes.pop("base") > 1 << 20
+    assert all(size < 1 << 17 for size in sizes.values()), sizes
+    assert runner.run("--rm", "base", "cat", "/etc/words") == "of the image\n"
 
 
 def test_a_kept_layer_can_be_looked_at_and_removed(runner: Runner, scratch: Path) -> None:
