@@ -80,6 +80,21 @@ def test_its_users_are_known_and_forgotten_when_they_are_killed(runner: Runner) 
     assert runner.run("--rm", "-v", "data:/v", "base", "cat", "/v/file") == "whole\n"
 
 
+def test_one_in_memory_is_gone_with_its_users_also_when_they_are_killed(runner: Runner) -> None:
+    options = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m"]
+    runner.unionfs("volume", "create", *options, "memory")
+    script = "dd if=/dev/zero of=/m/f bs=64k count=32 2>&1 | grep -o 'No space'; exec sleep 1000"
+    runner.run("-d", "--name", "victim", "-v", "memory:/m", "base", "sh", "-c", script)
+    log = runner.root / "containers/victim/log"
+    wait_for(lambda: log.read_text() == "No space\n")
+    assert runner.run("--rm", "-v", "memory:/m", "base", "stat", "-c", "%s", "/m/f") == "1048576\n"
+    os.kill(runner.supervisor("victim"), signal.SIGKILL)
+    wait_for(lambda: not runner.processes())
+    assert runner.run("--rm", "base", "true") == ""
+    runner.wait_until_gone()
+    assert runner.run("--rm", "-v", "memory:/m", "base", "ls", "/m") == ""
+
+
 def test_a_name_that_is_none(runner: Runner) -> None:
     assert runner.refuse("-v", "x:/v", "base", "true").startswith("x: not a name")
     assert runner.snapshots() == ["base"]

@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from unionfs.errors import AlreadyExistsError
@@ -21,6 +21,7 @@ from unionfs.errors import AlreadyExistsError
 _REMOVE: Final = "remove"
 _LOCK: Final = "lock"
 _PID: Final = "pid"
+_VOLUMES: Final = "volumes"
 _LOG: Final = "log"
 _ROOT: Final = "root"
 _CONTAINERS: Final = "containers"
@@ -58,11 +59,21 @@ class Record:
             file.write(text)
         return path
 
-    def begin(self, *, ephemeral: bool) -> None:
-        """Write down which process runs the container, and whether its snapshot stays."""
+    @property
+    def volumes(self) -> list[str]:
+        """The names of the volumes that it uses."""
+        try:
+            with open(os.path.join(self.directory, _VOLUMES), encoding="utf-8") as file:
+                return file.read().split()
+        except FileNotFoundError:
+            return []
+
+    def begin(self, *, ephemeral: bool, volumes: Iterable[str]) -> None:
+        """Write down which process runs the container, what it uses, and whether it stays."""
         os.mkdir(self.root, 0o755)
         if ephemeral:
             self.write(_REMOVE, "")
+        self.write(_VOLUMES, "\n".join(volumes))
         self.write(_PID, f"{os.getpid()}\n")
 
     def end(self, *, keep_log: bool) -> None:

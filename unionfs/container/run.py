@@ -30,6 +30,7 @@ from unionfs.errors import (
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
 from unionfs.store.store import Store
+from unionfs.store.volumes import Volumes
 
 #: For the daemons of what was mounted to bring all to the disk, in seconds.
 _PATIENCE: Final = 60.0
@@ -68,7 +69,8 @@ def run(
         try:
             _prepare(store, name, parent)
             stays = False
-            record.begin(ephemeral=ephemeral)
+            named = (place.name for place in spec.places if isinstance(place, NamedVolume))
+            record.begin(ephemeral=ephemeral, volumes=named)
             container = _Container(store, record, spec, open_streams(record))
             with container.running():
                 stays = not ephemeral
@@ -99,6 +101,8 @@ def clean(store: Store) -> None:
 
 def _clean_up(store: Store, record: Record) -> bool:
     """Remove or release the snapshot of a container that has ended; say whether it is there."""
+    for volume in record.volumes:
+        Volumes(store).settle(volume)
     try:
         if record.is_ephemeral:
             store.remove(record.name)

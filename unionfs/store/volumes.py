@@ -351,6 +351,11 @@ class Volumes:
             self._uses.remove(use.id)
             self._hide_unused(use.subject.name)
 
+    def settle(self, name: str) -> None:
+        """Unmount what the users of the volume *name* have left, if all are gone or killed."""
+        with self.alone(name):
+            self._hide_unused(name)
+
     def _hide_unused(self, name: str) -> None:
         with contextlib.suppress(NotFoundError):
             volume = self.find(name)
