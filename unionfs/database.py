@@ -77,7 +77,7 @@ class Database:
             )
         if foreign:
             raise FailedPreconditionError(f"{self._path}: not a database of this program's")
-        return version
+        return int(version)
 
     def _has_tables(self) -> bool:
         return bool(self.rows("SELECT 1 FROM sqlite_master"))

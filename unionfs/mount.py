@@ -15,6 +15,7 @@ from unionfs import daemon
 from unionfs.errors import MountError, UnionError, UsageError
 from unionfs.fuse import SESSION_NAMES, mounting
 from unionfs.layer.stack import LayerStack
+from unionfs.log import OUTPUT
 from unionfs.options import require_layers, with_defaults
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def mount(
     daemon.fill_standard_descriptors()
     options = _checked(options)
     place = _resolve_target(target)
-    daemon.log_to_stderr(debug=options.debug)
+    OUTPUT.debug = options.debug
     if foreground:
         _serve(options, place, lambda: None, home)
         return

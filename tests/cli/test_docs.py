@@ -10,12 +10,20 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options
-from unionfs.cli import diff, ls, mount8, mount_command, run, snapshot, umount, usage
+from unionfs.cli import diff, image, ls, mount8, mount_command, run, snapshot, umount, usage
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ["unionfs.1", "unionfs-run.1", "unionfs-snapshot.1", "mount.unionfs.8"]
+PAGES = [
+    "unionfs.1",
+    "unionfs-run.1",
+    "unionfs-snapshot.1",
+    "unionfs-image.1",
+    "mount.unionfs.8",
+]
+#: Those whose commands take what all take, and say so no more.
+SHORT = ("unionfs-run.1", "unionfs-snapshot.1", "unionfs-image.1")
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
 
 #: Of no use to somebody who types; taken because programs send them.
@@ -59,7 +67,9 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         "diff",
         "run",
         "snapshot",
+        "image",
         *snapshot.VERBS,
+        *image.VERBS,
         *SESSION_NAMES,
     ):
         assert word in names(text)
@@ -75,6 +85,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
         ("unionfs-run.1", [run._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
+        ("unionfs-image.1", [verb.grammar for verb in image.VERBS.values()]),
         ("mount.unionfs.8", [mount8._GRAMMAR]),
     ],
 )
@@ -84,7 +95,7 @@ def test_the_manuals_describe_every_argument(page: str, grammars: list[Grammar])
         for name in grammar.flags | grammar.valued | set(grammar.aliases):
             if name == "session" and page == "mount.unionfs.8":
                 continue  # as an option, session=
-            if page in ("unionfs-run.1", "unionfs-snapshot.1") and name in ASKING:
+            if page in SHORT and name in ASKING:
                 continue  # as of every command
             assert re.search(rf"(?<!\S)--?{name}\b" if len(name) > 1 else rf"-\w*{name}", text), (
                 name
@@ -146,6 +157,9 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "snapshot ", "umount ", "--l"], ["--lazy"]),
         (["unionfs ", "snapshot ", "ls ", "--driver ", "o"], ["overlay"]),
         (["unionfs ", "snapshot ", "ls ", "--root ", "da"], ["data"]),
+        (["unionfs ", "image ", "i"], ["import", "inspect"]),
+        (["unionfs ", "image ", "import ", "da"], ["data"]),
+        (["unionfs ", "image ", "export ", "--format ", "d"], ["docker-archive"]),
         (["unionfs ", "data ", "da"], ["data"]),
     ],
 )

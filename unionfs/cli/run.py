@@ -82,7 +82,6 @@ def _run(arguments: Arguments) -> int:
         become_root()
     if "d" not in arguments.flags:
         return _carry_out(arguments, name, spec, lambda: None)
-    daemon.log_to_stderr(debug=False)
 
     def work(ready: daemon.Ready) -> None:
         _carry_out(arguments, name, spec, ready)

@@ -103,6 +103,19 @@ def from_text(text: str) -> bytes:
     return _HEADER.pack(_VERSION) + packed
 
 
+def to_text(value: bytes) -> str:
+    """Return the ACL *value* as `from_text` reads it, users and groups by number."""
+    words = []
+    names = {tag: kind for (kind, _), tag in _TAGS.items()}
+    for tag, permissions, number in _ENTRY.iter_unpack(value[_HEADER.size :]):
+        letters = "".join(
+            letter if permissions & bit else "-" for letter, bit in (("r", 4), ("w", 2), ("x", 1))
+        )
+        qualifier = str(number) if tag in (_USER, _GROUP) else ""
+        words.append(f"{names[tag]}:{qualifier}:{letters}")
+    return ",".join(words)
+
+
 def _entry(word: str) -> tuple[int, int, int]:
     fields = word.split(":")
     if not 3 <= len(fields) <= 4 or not set(fields[2]) <= set("rwx-"):

@@ -283,6 +283,13 @@ class Target(ABC):
             for path in [path for path in self._directories if self._is_kept(path)]:
                 del self._directories[path]
 
+    def empty(self) -> None:
+        """Remove all that is in the tree."""
+        self.tree.forget()
+        root = self.tree.directory(b"")
+        for name in os.listdir(xattrs.fd_path(root)):
+            remove_tree(root, name)
+
     def close(self) -> None:
         """Give up what is held open."""
         self.tree.forget()

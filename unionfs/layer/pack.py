@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from unionfs.layer import acl, xattrs
 from unionfs.layer.archive import Kind, Member
 
 _BLOCK: Final = tarfile.BLOCKSIZE
@@ -34,6 +35,7 @@ _KINDS: Final = {
     stat.S_IFBLK: Kind.BLOCK,
     stat.S_IFIFO: Kind.FIFO,
 }
+_ACLS: Final = {b"SCHILY.acl.access": xattrs.ACL_ACCESS, b"SCHILY.acl.default": xattrs.ACL_DEFAULT}
 #: The most that the fields of a ustar header hold.
 _NAME: Final = 100
 _MAX_ID: Final = 0o7777777
@@ -69,14 +71,20 @@ def member_of(path: bytes, status: os.stat_result, kind: Kind) -> Member:
 
 
 class TarWriter:
-    """Writes an archive by *write*, which takes all of what it is given."""
+    """Writes an archive by *write*, which takes all of what it is given.
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
+    With *acls* ACLs are there in words as well, for GNU tar, which passes over their xattrs.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], *, acls: bool = False) -> None:
         self._write = write
+        self._acls = acls
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
         """Write *member*; *content* are the bytes of its segments, in order."""
         pax = _extended(member)
+        if self._acls:
+            pax |= _acls(member)
         stored = sum(length for _, length in member.segments)
         lead = b""
         name = _stored_name(member)
@@ -136,6 +144,15 @@ def _extended(member: Member) -> dict[bytes, bytes]:
 def _keyword(name: bytes) -> bytes:
     """Return the name of an xattr as GNU tar has it: a keyword of pax ends at the first "="."""
     return name.replace(b"%", b"%25").replace(b"=", b"%3D")
+
+
+def _acls(member: Member) -> dict[bytes, bytes]:
+    """Return the ACLs of *member* in words, as star and GNU tar have them."""
+    return {
+        keyword: acl.to_text(member.xattrs[name]).encode()
+        for keyword, name in _ACLS.items()
+        if name in member.xattrs
+    }
 
 
 def _fits(name: bytes) -> bool:

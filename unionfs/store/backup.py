@@ -65,7 +65,7 @@ def backup(
     with _reading(volumes, name, notice) as path:
         root_fd = os.open(path, _DIRECTORY)
         try:
-            _pack(root_fd, TarWriter(put), notice)
+            _pack(root_fd, TarWriter(put, acls=True), notice)
         finally:
             os.close(root_fd)
     write(press.flush())
@@ -126,38 +126,44 @@ def _pack(root_fd: int, writer: TarWriter, notice: Notice) -> None:
 
 
 def _walk(root_fd: int) -> Iterator[tuple[bytes, int, os.stat_result]]:
-    """Yield all that is in a tree which others may change: path, its directory, attributes."""
+    """Yield all that is in a tree which others may change: path, its directory, attributes.
+
+    What is in a directory follows it at once: tar(1) gives directories their times by that.
+    """
     tree = Beneath(root_fd)
-    pending = [b""]
+    pending = [(b"", _names(tree, b""))]
     try:
         while pending:
-            directory = pending.pop()
-            below = []
-            for name, dirfd, status in _names(tree, directory):
-                path = directory + b"/" + name if directory else name
-                yield path, dirfd, status
-                if stat.S_ISDIR(status.st_mode):
-                    below.append(path)
-            pending += reversed(below)
+            directory, names = pending[-1]
+            if not names:
+                pending.pop()
+                continue
+            name = names.pop()
+            path = directory + b"/" + name if directory else name
+            try:
+                dirfd = tree.directory(directory)
+                status = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                raise
+            yield path, dirfd, status
+            if stat.S_ISDIR(status.st_mode):
+                pending.append((path, _names(tree, path)))
     finally:
         tree.forget()
 
 
-def _names(tree: Beneath, directory: bytes) -> Iterator[tuple[bytes, int, os.stat_result]]:
-    """Yield what is in *directory* now, by name; nothing if that is gone, or another mount."""
+def _names(tree: Beneath, directory: bytes) -> list[bytes]:
+    """Return the names in *directory* now, the first one last; none of another mount."""
     try:
         fd = os.open(b".", _DIRECTORY, dir_fd=tree.directory(directory))
     except OSError as error:
         if error.errno in _GONE:
-            return
+            return []
         raise
     try:
-        for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
-            try:
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            yield name, fd, status
+        return sorted((os.fsencode(name) for name in os.listdir(fd)), reverse=True)
     finally:
         os.close(fd)
 

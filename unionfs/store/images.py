@@ -322,7 +322,8 @@ class _NewLayers:
         self._added.append(name)
 
     def _drop(self, key: str) -> None:
-        with contextlib.suppress(StoreError):
+        # What cannot be removed now `cleanup` finds.
+        with contextlib.suppress(StoreError, OSError):
             self._store.driver.remove(key)
 
     def undo(self) -> None:

@@ -10,6 +10,7 @@ The framing of an applied archive is kept in ``ROOT/framing/DRIVER``, for as lon
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -85,7 +86,13 @@ def fill(store: Store, key: str, tape: Tape, *, vouched: bool) -> Dresser:
     """
     dresser = Dresser(marks(), privileged=os.geteuid() == 0)
     with _target(store, key, dresser) as target:
-        apply(tape, target, vouched=vouched)
+        try:
+            apply(tape, target, vouched=vouched)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # Without room the driver cannot even write down that this snapshot is to go.
+                target.empty()
+            raise
     return dresser
 
 
