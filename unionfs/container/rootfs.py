@@ -8,6 +8,7 @@ mounts a /proc for a user namespace only where one is visible.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -114,7 +115,8 @@ def _make_dev(devices: dict[str, int], *, terminal: bool) -> None:
     # 5 is the group tty, everywhere: grantpt(3) wants it to be the terminals'.
     _mount("devpts", "/dev/pts", flags, "newinstance,ptmxmode=0666,mode=0620,gid=5")
     _mount("tmpfs", "/dev/shm", flags | MS_NODEV, f"mode=1777,size={_SHM_SIZE}")  # noqa: S108
-    _mount("mqueue", "/dev/mqueue", flags | MS_NODEV, "")
+    with contextlib.suppress(OSError):  # not every kernel has message queues
+        _mount("mqueue", "/dev/mqueue", flags | MS_NODEV, "")
     for link, target in _LINKS.items():
         os.symlink(target, link)
     if terminal:
