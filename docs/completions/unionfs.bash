@@ -198,6 +198,76 @@ _unionfs_image() {
   esac
 }
 
+_unionfs_volumes() {
+  local root
+  root=$(_unionfs_given --root)
+  unionfs volume ls --quiet ${root:+--root "$root"} 2>/dev/null
+}
+
+# _unionfs_volume PREVIOUS ARGUMENT: the words after "volume".
+_unionfs_volume() {
+  local verb=${COMP_WORDS[2]-} store='--root --driver --storage-opt'
+  if ((COMP_CWORD == 2)); then
+    _unionfs_reply '' -W 'create inspect ls rm prune mount umount backup restore clone snapshot
+      cleanup' -- "$2"
+    return
+  fi
+  case $1 in
+    --root)
+      _unionfs_directories '' "$2"
+      return
+      ;;
+    --driver)
+      _unionfs_reply '' -W 'overlay block reflink' -- "$2"
+      return
+      ;;
+    --opt)
+      compopt -o nospace
+      _unionfs_reply '' -W 'type= o= device= size= from=' -- "$2"
+      return
+      ;;
+    --filter)
+      compopt -o nospace
+      _unionfs_reply '' -W 'dangling= driver= label= label!= name=' -- "$2"
+      return
+      ;;
+    --format)
+      _unionfs_reply '' -W 'json table' -- "$2"
+      return
+      ;;
+    --compression)
+      _unionfs_reply '' -W 'gzip zstd none' -- "$2"
+      return
+      ;;
+    --storage-opt | --label | --id | --name | -o) return ;;
+  esac
+  case $verb:$2 in
+    create:-*) _unionfs_reply '' -W "--opt --label --name $store --json" -- "$2" ;;
+    inspect:-*) _unionfs_reply '' -W "--format $store" -- "$2" ;;
+    ls:-*) _unionfs_reply '' -W "--quiet --filter --format $store --json" -- "$2" ;;
+    rm:-*) _unionfs_reply '' -W "--force $store" -- "$2" ;;
+    prune:-*) _unionfs_reply '' -W "--all --force --filter $store --json" -- "$2" ;;
+    mount:-*) _unionfs_reply '' -W "--id -o --options $store" -- "$2" ;;
+    umount:-*) _unionfs_reply '' -W "--lazy $store" -- "$2" ;;
+    backup:-*) _unionfs_reply '' -W "--compression --quiet $store" -- "$2" ;;
+    restore:-*) _unionfs_reply '' -W "--quiet $store" -- "$2" ;;
+    *:-*) _unionfs_reply '' -W "$store --json --help" -- "$2" ;;
+    umount:*) _unionfs_directories '' "$2" ;;
+    create:* | ls:* | prune:* | cleanup:*) ;;
+    *)
+      local IFS=$'\n'
+      _unionfs_reply '' -W "$(_unionfs_volumes)" -- "$2"
+      case $verb in
+        mount) _unionfs_directories '' "$2" ;;
+        backup | restore)
+          compopt -o filenames
+          _unionfs_reply '' -f -- "$2"
+          ;;
+      esac
+      ;;
+  esac
+}
+
 _unionfs() {
   local piece=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}
   local argument=${line##*[[:blank:]]} command=${COMP_WORDS[1]-}
@@ -220,6 +290,10 @@ _unionfs() {
     _unionfs_image "$previous" "$argument"
     return
   fi
+  if [[ $command == volume ]] && ((COMP_CWORD > 1)); then
+    _unionfs_volume "$previous" "$argument"
+    return
+  fi
   case $command:$previous in
     umount:* | ls:*) ;;
     *:-o | *:--options)
@@ -232,7 +306,7 @@ _unionfs() {
       ;;
   esac
   if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
-    _unionfs_reply '' -W 'mount umount ls diff run snapshot image' -- "$argument"
+    _unionfs_reply '' -W 'mount umount ls diff run snapshot image volume' -- "$argument"
   fi
   case $command:$argument in
     umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;

@@ -57,7 +57,7 @@ function __unionfs_command --description 'Whether the command is one of the argu
 end
 
 function __unionfs_mounting --description 'Whether a union is being mounted'
-    not __unionfs_command umount ls diff run snapshot image
+    not __unionfs_command umount ls diff run snapshot image volume
 end
 
 complete --command unionfs --no-files
@@ -68,6 +68,7 @@ complete --command unionfs --condition __fish_use_subcommand --arguments diff --
 complete --command unionfs --condition __fish_use_subcommand --arguments run --description 'Run a command over a fresh layer'
 complete --command unionfs --condition __fish_use_subcommand --arguments snapshot --description 'Keep trees on top of one another'
 complete --command unionfs --condition __fish_use_subcommand --arguments image --description 'Bring images in and out'
+complete --command unionfs --condition __fish_use_subcommand --arguments volume --description 'Keep files that outlive who uses them'
 complete --command unionfs --short-option h --long-option help --description 'Print a summary'
 complete --command unionfs --short-option V --long-option version --description 'Print the version'
 
@@ -97,13 +98,13 @@ end
 
 complete --command unionfs --condition __unionfs_snapshot_verb --arguments 'prepare view commit capture mount umount mounts release rm ls info usage diff label cleanup'
 complete --command unionfs --condition '__unionfs_command snapshot; and not __unionfs_snapshot_verb' --arguments '(__unionfs_keys) (__fish_complete_directories)'
-complete --command unionfs --condition '__unionfs_command snapshot image' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
-complete --command unionfs --condition '__unionfs_command snapshot image' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
-complete --command unionfs --condition '__unionfs_command snapshot image' --long-option storage-opt --require-parameter --description 'Option of the driver'
-complete --command unionfs --condition '__unionfs_command snapshot' --long-option label --require-parameter --description 'Label'
+complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
+complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
+complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option storage-opt --require-parameter --description 'Option of the driver'
+complete --command unionfs --condition '__unionfs_command snapshot volume' --long-option label --require-parameter --description 'Label'
 complete --command unionfs --condition '__unionfs_command snapshot' --long-option size --require-parameter --description 'Limit of the tree'
-complete --command unionfs --condition '__unionfs_command snapshot' --long-option lazy --short-option l --description 'Detach it though it is in use'
-complete --command unionfs --condition '__unionfs_command snapshot image' --long-option json --description 'Print JSON'
+complete --command unionfs --condition '__unionfs_command snapshot volume' --long-option lazy --short-option l --description 'Detach it though it is in use'
+complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option json --description 'Print JSON'
 
 function __unionfs_image_verb --description 'Whether the verb of unionfs image is to come'
     test (count (commandline --tokenize --current-process --cut-at-cursor)) -eq 2
@@ -116,6 +117,24 @@ complete --command unionfs --condition '__unionfs_command image' --long-option f
 complete --command unionfs --condition '__unionfs_command image' --long-option compression --require-parameter --arguments 'gzip zstd none' --description 'Of layers'
 complete --command unionfs --condition '__unionfs_command image' --short-option q --long-option quiet --description 'No progress, names alone'
 complete --command unionfs --condition '__unionfs_command image' --long-option no-trunc --description 'Do not shorten'
+
+function __unionfs_volume_verb --description 'Whether the verb of unionfs volume is to come'
+    test (count (commandline --tokenize --current-process --cut-at-cursor)) -eq 2
+    and __unionfs_command volume
+end
+
+complete --command unionfs --condition __unionfs_volume_verb --arguments 'create inspect ls rm prune mount umount backup restore clone snapshot cleanup'
+complete --command unionfs --condition '__unionfs_command volume; and not __unionfs_volume_verb' --force-files --arguments '(unionfs volume ls --quiet 2>/dev/null)'
+complete --command unionfs --condition '__unionfs_command volume' --long-option opt --require-parameter --arguments 'type= o= device= size= from=' --description 'Option of the volume'
+complete --command unionfs --condition '__unionfs_command volume' --long-option name --require-parameter --description 'Its name'
+complete --command unionfs --condition '__unionfs_command volume' --long-option filter --require-parameter --arguments 'dangling= driver= label= label!= name=' --description 'Which'
+complete --command unionfs --condition '__unionfs_command volume' --long-option format --require-parameter --arguments 'json table' --description 'How to print'
+complete --command unionfs --condition '__unionfs_command volume' --short-option q --long-option quiet --description 'No progress, names alone'
+complete --command unionfs --condition '__unionfs_command volume' --long-option force --description 'Do not ask'
+complete --command unionfs --condition '__unionfs_command volume' --short-option a --long-option all --description 'All of them'
+complete --command unionfs --condition '__unionfs_command volume' --long-option id --require-parameter --description 'Who uses it'
+complete --command unionfs --condition '__unionfs_command volume' --long-option options --require-parameter --description 'Mount options'
+complete --command unionfs --condition '__unionfs_command volume' --long-option compression --require-parameter --arguments 'gzip zstd none' --description 'Of the archive'
 
 complete --command unionfs --condition '__unionfs_command run' --arguments '(unionfs image ls -q 2>/dev/null) (__fish_complete_path)'
 complete --command unionfs --condition '__unionfs_command run' --long-option rm --description 'Remove the layer at the end'

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options
-from unionfs.cli import diff, image, ls, mount8, mount_command, run, snapshot, umount, usage
+from unionfs.cli import diff, image, ls, mount8, mount_command, run, snapshot, umount, usage, volume
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
@@ -20,10 +20,9 @@ PAGES = [
     "unionfs-run.1",
     "unionfs-snapshot.1",
     "unionfs-image.1",
+    "unionfs-volume.1",
     "mount.unionfs.8",
 ]
-#: Those whose commands take what all take, and say so no more.
-SHORT = ("unionfs-run.1", "unionfs-snapshot.1", "unionfs-image.1")
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
 
 #: Of no use to somebody who types; taken because programs send them.
@@ -68,6 +67,8 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         "run",
         "snapshot",
         "image",
+        "volume",
+        *volume.VERBS,
         *snapshot.VERBS,
         *image.VERBS,
         *SESSION_NAMES,
@@ -86,6 +87,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         ("unionfs-run.1", [run._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
         ("unionfs-image.1", [verb.grammar for verb in image.VERBS.values()]),
+        ("unionfs-volume.1", [verb.grammar for verb in volume.VERBS.values()]),
         ("mount.unionfs.8", [mount8._GRAMMAR]),
     ],
 )
@@ -95,7 +97,7 @@ def test_the_manuals_describe_every_argument(page: str, grammars: list[Grammar])
         for name in grammar.flags | grammar.valued | set(grammar.aliases):
             if name == "session" and page == "mount.unionfs.8":
                 continue  # as an option, session=
-            if page in SHORT and name in ASKING:
+            if page not in ("unionfs.1", "mount.unionfs.8") and name in ASKING:
                 continue  # as of every command
             assert re.search(rf"(?<!\S)--?{name}\b" if len(name) > 1 else rf"-\w*{name}", text), (
                 name
@@ -160,6 +162,10 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "image ", "i"], ["import", "inspect"]),
         (["unionfs ", "image ", "import ", "da"], ["data"]),
         (["unionfs ", "image ", "export ", "--format ", "d"], ["docker-archive"]),
+        (["unionfs ", "volume ", "cl"], ["clone", "cleanup"]),
+        (["unionfs ", "volume ", "create ", "--opt ", "t"], ["type="]),
+        (["unionfs ", "volume ", "backup ", "--compression ", "z"], ["zstd"]),
+        (["unionfs ", "volume ", "umount ", "da"], ["data"]),
         (["unionfs ", "data ", "da"], ["data"]),
     ],
 )

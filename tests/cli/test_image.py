@@ -185,5 +185,5 @@ def test_a_terminal_sees_how_far_it_is(command: Command) -> None:
     assert process.communicate(timeout=60)[0] == b"large:latest\n"
     said = os.read(leader, 1 << 16).decode()
     os.close(leader)
-    assert re.search(r"large\.tar  \d+\.\d MiB  \d+\.\d MiB/s", said)
+    assert re.search(r"large\.tar  [\d.]+ [KM]?i?B  [\d.]+ [KMG]?i?B/s", said)
     assert said.endswith("\r\x1b[K")

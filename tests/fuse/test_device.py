@@ -150,7 +150,7 @@ def test_an_errno_that_the_kernel_keeps_for_itself_is_an_error_all_the_same(
 ) -> None:
     """ENOTSUPP (524) leaks out of some file systems; a reply with it would be refused."""
 
-    async def fail(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise OSError(code, "strange")
 
     monkeypatch.setattr(wire.session._fs, "getattr", fail)

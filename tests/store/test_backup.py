@@ -15,7 +15,7 @@ import pytest
 
 from tests import archives, tree
 from tests.driver import changes
-from tests.store.volume_ground import VolumeGround
+from tests.store.volume_ground import VolumeGround, assert_same
 from unionfs.errors import ArchiveError, FailedPreconditionError, InvalidArgumentError
 from unionfs.store.backup import backup, restore
 from unionfs.store.volume_garbage import cleanup
@@ -46,10 +46,6 @@ def load(volumes: Volumes, name: str, data: bytes) -> list[str]:
     notices = list[str]()
     restore(volumes, name, io.BytesIO(data), progress=lambda _size: None, notice=notices.append)
     return notices
-
-
-def assert_same(expected: tree.Tree, found: tree.Tree) -> None:
-    tree.assert_same(expected, found, ignore=["directory.nlink"])
 
 
 def odd(root: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import stat
@@ -20,6 +21,7 @@ import pytest
 from tests import tree
 from tests.archives import archive, directory, link, member, symlink
 from tests.driver.drivers import offer_example, unmount_below
+from tests.layer.test_archive_hostile import mutate
 from tests.ordinary import USER, as_user
 from tests.store import bundles
 from tests.store.bundles import BASE, CHANGE, EMPTY, Layout, config, digest, layout
@@ -31,6 +33,7 @@ from unionfs.errors import (
     FaultyError,
     InvalidArgumentError,
     NotFoundError,
+    StoreError,
 )
 from unionfs.store import reference
 from unionfs.store.export import export
@@ -606,6 +609,52 @@ def test_a_committed_snapshot_is_an_image_too(
         with other.seen("mine") as root:
             found = tree.snapshot(root)
             tree.assert_same(expected, found, ignore=["nlink", "group", "directory.mtime"])
+
+
+def test_trees_that_must_be_mounted(
+    make_ground: Callable[..., Ground], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a block driver: neither a directory nor layers to be had without mounting."""
+    monkeypatch.setattr("unionfs.store.layers._plain_directory", lambda _mounts: None)
+    ground = make_ground("copy")
+    image = ground.add(FORMS["OCI archive"](ground.base), "app")
+    require_app(ground, "app")
+    with ground.seen("app", commit="mine") as root:
+        changed(root)
+    again = make_ground().add(ground.tar("out", ground.export("mine")))
+    assert again.layers[:2] == image.layers
+    monkeypatch.setattr("unionfs.store.layers.apply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ground.add(ground.tar("other", BASE), "other")
+    assert str(ground.base) not in Path("/proc/self/mountinfo").read_text()
+
+
+def interrupted(*_arguments: Any, **_more: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_mutated_images_are_brought_in_or_refused(overlay: Ground) -> None:
+    """Whatever bytes change: an error with a reason, and the store as it was."""
+    forms = [
+        bundles.as_tar(layout().all()),
+        bundles.as_tar(bundles.docker_files("example.org/app:v1")),
+        bundles.as_tar(bundles.old_docker_files("example.org/app", "v1")),
+    ]
+    chance = random.Random(7)
+    refused = 0
+    for number in range(150):
+        data = bytearray(forms[number % 3])
+        for _ in range(chance.choice((1, 3))):
+            mutate(data, chance)
+        try:
+            overlay.add(overlay.tar("in.tar", bytes(data)), "app")
+        except StoreError:
+            refused += 1
+        else:
+            overlay.images.remove("app")
+        assert overlay.keys() == []
+    assert 0 < refused < 150
+    overlay.require_empty()
 
 
 def test_only_what_is_committed_goes_out(overlay: Ground) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import system
+from tests import system, tree
 from tests.driver.drivers import Kit
 from tests.mounts import device_minor, mounted_below
 from tests.watchdog import Watchdog
@@ -131,3 +131,17 @@ class VolumeGround:
         assert not places.exists() or os.listdir(places) == []
         for store in self._opened:
             store.close()
+
+
+def assert_same(expected: tree.Tree, found: tree.Tree) -> None:
+    """As `tree.assert_same`, but that a union counts no directories in a directory."""
+    tree.assert_same(expected, found, ignore=["directory.nlink"])
+
+
+def only_file(text: str) -> Callable[[Path], None]:
+    """Return a change: one file that says *text*."""
+
+    def change(root: Path) -> None:
+        (root / "file").write_text(text)
+
+    return change

@@ -81,7 +81,7 @@ class Client:
         try:
             node = ROOT_ID
             for name in Path(path).parts:
-                node = self.took(await self.fs.lookup(node, os.fsencode(name)))
+                node = self.took(self._found(node, os.fsencode(name)))
                 held.append(node)
             yield node
         finally:
@@ -103,16 +103,18 @@ class Client:
 
     async def _lookup(self, path: str) -> Entry:
         async with self.place(path) as (parent, name):
-            entry: Entry = await self.fs.lookup(parent, name)
-            return entry
+            return self._found(parent, name)
+
+    def _found(self, parent: int, name: bytes) -> Entry:
+        entry: Entry | None = self.fs.lookup(parent, name)
+        if entry is None:
+            raise FileNotFoundError(name)
+        return entry
 
     async def absent(self, parent: int, name: bytes) -> None:
         """Demand that nothing shows as *name*."""
-        try:
-            entry = await self.fs.lookup(parent, name)
-        except FileNotFoundError:
-            return
-        raise AssertionError(f"{name!r} is there: {entry}")
+        entry = self.fs.lookup(parent, name)
+        assert entry is None, f"{name!r} is there: {entry}"
 
     @asynccontextmanager
     async def place(self, path: str) -> AsyncIterator[tuple[int, bytes]]:
@@ -142,7 +144,7 @@ class Client:
             try:
                 await self.fs.write(handle, offset, data)
             finally:
-                await self.fs.release(handle)
+                self.fs.release(handle)
 
     async def read(self, path: str) -> bytes:
         async with self.node(path) as node:
@@ -151,11 +153,11 @@ class Client:
                 data: bytes = await self.fs.read(handle, 0, 1 << 24)
                 return data
             finally:
-                await self.fs.release(handle)
+                self.fs.release(handle)
 
     async def chattr(self, path: str, added: int) -> None:
         async with self.node(path) as node:
-            await self.fs.set_flags(node, await self.fs.get_flags(node) | added)
+            await self.fs.set_flags(node, self.fs.get_flags(node) | added)
 
     async def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
         async with self.node(path) as node:
@@ -163,7 +165,7 @@ class Client:
             try:
                 await self.fs.fallocate(handle, offset, length, mode)
             finally:
-                await self.fs.release(handle)
+                self.fs.release(handle)
 
     async def copy_range(self, source: str, target: str, length: int) -> None:
         async with self.node(source) as reader, self.node(target) as writer:
@@ -172,36 +174,36 @@ class Client:
                 await self.fs.copy_range(handles[0], 0, handles[1], 0, length)
             finally:
                 for handle in handles:
-                    await self.fs.release(handle)
+                    self.fs.release(handle)
 
     async def tmpfile(self, path: str) -> None:
         """Make a file without a name, and give it one."""
         async with self.place(path) as (parent, name):
-            entry, file = await self.fs.tmpfile(parent, 0o640, os.O_RDWR, CALLER)
+            entry, file = self.fs.tmpfile(parent, 0o640, os.O_RDWR, CALLER)
             self.took(entry)
             try:
                 self.forget(self.took(await self.fs.link(entry.node, parent, name)))
             finally:
-                await self.fs.release(file.handle)
+                self.fs.release(file.handle)
                 self.forget(entry.node)
 
     async def create(self, path: str, mode: int = 0o644) -> None:
         async with self.place(path) as (parent, name):
-            entry, file = await self.fs.create(parent, name, mode, os.O_RDWR, CALLER)
-            await self.fs.release(file.handle)
+            entry, file = self.fs.create(parent, name, mode, os.O_RDWR, CALLER)
+            self.fs.release(file.handle)
             self.forget(self.took(entry))
 
     async def mkdir(self, path: str, mode: int = 0o755) -> None:
         async with self.place(path) as (parent, name):
-            self.forget(self.took(await self.fs.mkdir(parent, name, mode, CALLER)))
+            self.forget(self.took(self.fs.mkdir(parent, name, mode, CALLER)))
 
     async def symlink(self, path: str, target: bytes) -> None:
         async with self.place(path) as (parent, name):
-            self.forget(self.took(await self.fs.symlink(parent, name, target, CALLER)))
+            self.forget(self.took(self.fs.symlink(parent, name, target, CALLER)))
 
     async def mknod(self, path: str, mode: int) -> None:
         async with self.place(path) as (parent, name):
-            self.forget(self.took(await self.fs.mknod(parent, name, mode, 0, CALLER)))
+            self.forget(self.took(self.fs.mknod(parent, name, mode, 0, CALLER)))
 
     async def link(self, old: str, new: str) -> None:
         async with self.node(old) as node, self.place(new) as (parent, name):
@@ -252,18 +254,27 @@ class Client:
         return found
 
     async def _describe(self, path: str, node: int) -> tuple[Any, ...]:
-        attr = await self.fs.getattr(node)
-        names = await self.fs.listxattr(node, CALLER)
-        values = {name: await self.fs.getxattr(node, name) for name in sorted(names)}
+        attr = self.fs.getattr(node)
+        names = self.fs.listxattr(node, CALLER)
+        values = {name: self.fs.getxattr(node, name) for name in sorted(names)}
         content: bytes | None = None
         flags: int | None = None
-        if stat.S_ISREG(attr.mode) or stat.S_ISDIR(attr.mode):
-            flags = await self.fs.get_flags(node) & _FLAGS
+        if stat.S_ISREG(attr.status.st_mode) or stat.S_ISDIR(attr.status.st_mode):
+            flags = self.fs.get_flags(node) & _FLAGS
         nlink: int | None = attr.nlink
-        if stat.S_ISREG(attr.mode):
+        if stat.S_ISREG(attr.status.st_mode):
             content = await self.read(path)
-        elif stat.S_ISLNK(attr.mode):
-            content = await self.fs.readlink(node)
-        elif stat.S_ISDIR(attr.mode):
+        elif stat.S_ISLNK(attr.status.st_mode):
+            content = self.fs.readlink(node)
+        elif stat.S_ISDIR(attr.status.st_mode):
             nlink = None
-        return attr.mode, attr.uid, attr.gid, nlink, attr.rdev, values, flags, content
+        return (
+            attr.status.st_mode,
+            attr.uid,
+            attr.gid,
+            nlink,
+            attr.status.st_rdev,
+            values,
+            flags,
+            content,
+        )

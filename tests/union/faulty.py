@@ -8,7 +8,7 @@ from unionfs import cli
 from unionfs.union.operations import UnionFS
 
 
-async def _buggy(_self: UnionFS, _node: int) -> bytes:
+def _buggy(_self: UnionFS, _node: int) -> bytes:
     raise ZeroDivisionError("a bug")
 
 

@@ -49,8 +49,8 @@ def fill(layers: Layers) -> None:
 
 async def get(client: Client, path: str) -> int:
     async with client.node(path) as node:
-        flags: int = await client.fs.get_flags(node)
-        (xflags,) = struct.unpack_from("=I", await client.fs.get_xflags(node))
+        flags: int = client.fs.get_flags(node)
+        (xflags,) = struct.unpack_from("=I", client.fs.get_xflags(node))
         assert bool(flags & I) == bool(xflags & syscalls.FS_XFLAG_IMMUTABLE)
         assert bool(flags & A) == bool(xflags & syscalls.FS_XFLAG_APPEND)
         return flags
@@ -116,10 +116,10 @@ async def test_flags_that_come_with_a_copy(client: Client, layers: Layers, path:
 async def test_objects_without_flags(client: Client, layers: Layers, sort: str, name: str) -> None:
     async with client.node(f"{sort}/{name}") as node:
         for call in (
-            client.fs.get_flags(node),
-            client.fs.get_xflags(node),
+            partial(client.fs.get_flags, node),
+            partial(client.fs.get_xflags, node),
             client.fs.set_flags(node, NODUMP),
-            client.fs.measure_verity(node, 32),
+            partial(client.fs.measure_verity, node, 32),
         ):
             assert await outcome(call) == errno.ENOTTY
     assert layers.upper is not None
@@ -141,11 +141,11 @@ async def test_flags_of_an_open_and_of_a_removed_file(client: Client) -> None:
         handle = (await client.fs.open(node, os.O_RDONLY)).handle
         before = await get(client, "lower/file")
         await client.unlink("lower/file")
-        assert await client.fs.get_flags(node) == before
+        assert client.fs.get_flags(node) == before
         await client.fs.set_flags(node, before | NODUMP | I)
-        assert await client.fs.get_flags(node) == before | NODUMP | I
+        assert client.fs.get_flags(node) == before | NODUMP | I
         await client.fs.set_flags(node, before)
-        await client.fs.release(handle)
+        client.fs.release(handle)
 
 
 async def test_the_kernel_is_told(client: Client) -> None:
@@ -207,7 +207,7 @@ async def test_verity_where_the_disk_has_none(client: Client, path: str) -> None
     async with client.node(path) as node:
         for size in (0, 32, 1 << 20):
             expected = attempt(_measure, client.fs._tree.stack.lowers[0].path + b"/lower/file")
-            found = await outcome(client.fs.measure_verity(node, size))
+            found = await outcome(partial(client.fs.measure_verity, node, size))
             assert errno.errorcode[found or 0] == expected.error
 
 
@@ -232,7 +232,7 @@ async def test_verity_as_the_disk_says(
     async with client.node("lower/file") as node:
         with monkeypatch.context() as fake:
             fake.setattr(fcntl, "ioctl", answers)
-            found = await client.fs.measure_verity(node, size)
+            found = client.fs.measure_verity(node, size)
     assert found == struct.pack("=HH", 1, 32) + bytes(range(32))
 
 
@@ -240,9 +240,9 @@ async def test_verity_as_the_disk_says(
 async def test_birth_is_that_of_what_is_shown(client: Client, layers: Layers, path: str) -> None:
     assert layers.upper is not None
     async with client.node(path) as node:
-        assert await client.fs.birth_time(node) == birth(layers.lowers[0] / path)
+        assert client.fs.birth_time(node) == birth(layers.lowers[0] / path)
         await client.fs.setattr(node, Changes(uid=0))
-        copied = await client.fs.birth_time(node)
+        copied = client.fs.birth_time(node)
     assert copied == birth(layers.upper / path)
     assert copied != birth(layers.lowers[0] / path)
 
@@ -258,7 +258,7 @@ def birth(path: Path) -> int | None:
 async def test_birth_that_nobody_knows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syscalls, "_statx", lambda *_arguments: bytes(256))
     async with client.node("lower/file") as node:
-        assert await client.fs.birth_time(node) is None
+        assert client.fs.birth_time(node) is None
 
 
 @pytest.mark.parametrize("volatile", [False, True])

@@ -52,13 +52,13 @@ async def make(
 ) -> tuple[Entry, int]:
     async with client.node(directory) as parent:
         who = CALLER._replace(**caller)
-        entry, file = await client.fs.tmpfile(parent, mode, os.O_RDWR | flags, who)
+        entry, file = client.fs.tmpfile(parent, mode, os.O_RDWR | flags, who)
     client.took(entry)
     return entry, file.handle
 
 
 async def drop(client: Client, entry: Entry, handle: int) -> None:
-    await client.fs.release(handle)
+    client.fs.release(handle)
     client.forget(entry.node)
 
 
@@ -74,7 +74,7 @@ async def test_it_has_no_name_and_leaves_nothing(client: Client, layers: Layers)
     assert entry.attr.nlink == 0
     assert await client.fs.write(handle, 0, b"secret") == 6
     assert await client.fs.read(handle, 0, 100) == b"secret"
-    assert (await client.fs.getattr(entry.node)).size == 6
+    assert client.fs.getattr(entry.node).status.st_size == 6
     assert await client.names("d") == ["file", "gone"]
     assert layers.work is not None
     assert layers.upper is not None
@@ -90,14 +90,27 @@ async def test_it_has_no_name_and_leaves_nothing(client: Client, layers: Layers)
 async def test_it_is_its_makers(client: Client, directory: str, mode: int, gid: int) -> None:
     entry, handle = await make(client, directory, 0o666, uid=1234, gid=5678, umask=0o027)
     assert (entry.attr.uid, entry.attr.gid) == (1234, gid)
-    assert entry.attr.mode == stat.S_IFREG | mode
+    assert entry.attr.status.st_mode == stat.S_IFREG | mode
     await drop(client, entry, handle)
+
+
+async def test_a_default_acl_counts_from_when_it_is_set(client: Client) -> None:
+    """That there was none is remembered from one new file to the next."""
+    parent = client.took(client.fs.mkdir(ROOT_ID, b"later", 0o755, CALLER))
+    who = CALLER._replace(umask=0o077)
+    for name, mode in ((b"before", 0o600), (b"after", 0o660)):
+        entry, file = client.fs.create(parent, name, 0o666, os.O_RDWR, who)
+        assert entry.attr.status.st_mode & 0o777 == mode
+        client.fs.release(file.handle)
+        client.forget(client.took(entry))
+        await client.setxattr("later", ACL_DEFAULT, DEFAULT)
+    client.forget(parent)
 
 
 async def test_it_inherits_the_acl_in_place_of_the_umask(client: Client) -> None:
     entry, handle = await make(client, "acl", 0o666, umask=0o077)
-    assert entry.attr.mode & 0o777 == 0o660
-    assert build.USER.to_bytes(2, "little") in await client.fs.getxattr(entry.node, ACL_ACCESS)
+    assert entry.attr.status.st_mode & 0o777 == 0o660
+    assert build.USER.to_bytes(2, "little") in client.fs.getxattr(entry.node, ACL_ACCESS)
     await drop(client, entry, handle)
 
 
@@ -122,7 +135,7 @@ async def test_names_that_go_again_cannot_come_back(client: Client) -> None:
     entry, handle = await make(client, "d")
     await name(client, entry, "d/named")
     await client.unlink("d/named")
-    assert (await client.fs.getattr(entry.node)).nlink == 0
+    assert client.fs.getattr(entry.node).nlink == 0
     with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
         await name(client, entry, "d/again")
     await drop(client, entry, handle)
@@ -199,7 +212,7 @@ async def test_a_read_only_union_has_none(layers: Layers, ours_only: None) -> No
     fill(layers)
     layers.upper = layers.work = None
     with opened(layers) as client, pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-        await client.fs.tmpfile(ROOT_ID, 0o600, os.O_RDWR, CALLER)
+        client.fs.tmpfile(ROOT_ID, 0o600, os.O_RDWR, CALLER)
 
 
 def make_and_name(directory: Path, mode: int, flags: int) -> list[Any]:

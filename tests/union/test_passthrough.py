@@ -178,12 +178,12 @@ async def test_who_has_just_closed_a_lower_is_in_nobodys_way(files: Layers) -> N
 
             async def release() -> None:
                 await trio.sleep(0.003)
-                await client.fs.release(reader)
+                client.fs.release(reader)
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(release)
                 writer = (await client.fs.open(node, os.O_RDWR)).handle
-            await client.fs.release(writer)
+            client.fs.release(writer)
 
 
 def _truncate(path: Path) -> None:
@@ -612,7 +612,7 @@ async def test_who_opens_before_the_release_of_a_writer_looks_again(files: Layer
             assert suid(path) == 0o777
             again = (await client.fs.open(node, os.O_RDONLY)).handle
             for handle in (writer, reader, again):
-                await client.fs.release(handle)
+                client.fs.release(handle)
 
 
 async def test_what_is_written_during_a_chmod_is_seen(
@@ -633,7 +633,7 @@ async def test_what_is_written_during_a_chmod_is_seen(
             with monkeypatch.context() as patch:
                 patch.setattr(os, "chmod", chmod)
                 await client.fs.setattr(node, Changes(mode=0o4777))
-            await client.fs.release(writer)
+            client.fs.release(writer)
     assert suid(path) == 0o777
 
 

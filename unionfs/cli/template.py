@@ -29,6 +29,12 @@ _NARROWEST, _GAP = 10, 3
 Fields = Mapping[str, Any]
 
 
+class _Heading(str):
+    """What stands above a column: of a field, and of whatever is in it."""
+
+    __slots__ = ()
+
+
 def _text(value: Any) -> str:
     """Return *value* as Go prints it."""
     match value:
@@ -101,7 +107,8 @@ class Template:
         """Return what stands above a table, of *headings* by field."""
         # A heading is what it is, whatever is done to the field.
         same = {name: (lambda value, *_: value) for name in _FUNCTIONS}
-        return self._render({**headings, "Label": _label_heading}, same)
+        fields = {name: _Heading(text) for name, text in headings.items()}
+        return self._render({**fields, "Label": _label_heading}, same)
 
     def _render(self, fields: Fields, functions: Mapping[str, Callable[..., Any]]) -> str:
         return "".join(
@@ -210,9 +217,8 @@ def _value(
         if depth == 0 and name not in fields:
             known = ", ".join(fields)
             raise UsageError(f"--format: can't evaluate field {name}; there are {known}")
-        if found is not None and not isinstance(found, Mapping | str):
+        if found is not None and not isinstance(found, Mapping | _Heading):
             raise UsageError(f"--format: can't evaluate field {name}: nothing has parts there")
-        # A map has no value for most names; a heading stands for all below it.
         found = found.get(name) if isinstance(found, Mapping) else found
     return found
 

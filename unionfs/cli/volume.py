@@ -24,7 +24,6 @@ from unionfs.errors import (
     UsageError,
     exit_status,
 )
-from unionfs.store import backup as archives
 from unionfs.store import views
 from unionfs.store.store import Store
 from unionfs.store.volume import Volume
@@ -268,6 +267,9 @@ def _umount(store: Store, arguments: Arguments) -> None:
 
 
 def _backup(store: Store, arguments: Arguments) -> None:
+    # ruff: noqa: PLC0415 - all that is about archives is for these two alone
+    from unionfs.store import backup as archives
+
     name, path = arguments.positionals
     volumes = Volumes(store)
     volumes.find(name)  # before a file is begun
@@ -306,6 +308,8 @@ def _output(path: str) -> Iterator[BinaryIO]:
 
 
 def _restore(store: Store, arguments: Arguments) -> None:
+    from unionfs.store import backup as archives
+
     path, name = arguments.positionals
     with contextlib.ExitStack() as stack:
         line = stack.enter_context(ProgressLine(quiet="q" in arguments.flags))

@@ -12,7 +12,7 @@ from unionfs.container import rootfs
 from unionfs.container.records import Record
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Bind, NamedVolume, Spec, Tmpfs
-from unionfs.errors import MountError, NotFoundError
+from unionfs.errors import MountError, NotFoundError, UnionError
 from unionfs.layer import syscalls
 from unionfs.store.store import Store
 from unionfs.store.volumes import Volumes
@@ -59,6 +59,14 @@ def held(store: Store, place: NamedVolume, holder: str) -> Iterator[str]:
         yield found.path
     finally:
         volumes.release(found.id)
+
+
+def settle(store: Store, name: str) -> None:
+    """Unmount what a user of the volume *name* has left that was killed, if he was the last."""
+    volumes = Volumes(store)
+    # Who begins to use it finds out; it may be gone, or not to be had now.
+    with contextlib.suppress(UnionError):
+        volumes.release(volumes.hold(name, f"process {os.getpid()}", os.getpid()).id)
 
 
 def fill_new(store: Store, place: NamedVolume, directory: str, root: str) -> None:

@@ -30,7 +30,6 @@ from unionfs.errors import (
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
 from unionfs.store.store import Store
-from unionfs.store.volumes import Volumes
 
 #: For the daemons of what was mounted to bring all to the disk, in seconds.
 _PATIENCE: Final = 60.0
@@ -102,7 +101,7 @@ def clean(store: Store) -> None:
 def _clean_up(store: Store, record: Record) -> bool:
     """Remove or release the snapshot of a container that has ended; say whether it is there."""
     for volume in record.volumes:
-        Volumes(store).settle(volume)
+        places.settle(store, volume)
     try:
         if record.is_ephemeral:
             store.remove(record.name)

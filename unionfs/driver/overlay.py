@@ -22,9 +22,9 @@ from unionfs.driver.usage import disk_usage
 from unionfs.errors import FailedPreconditionError, UnsupportedError, UsageError
 from unionfs.layer import syscalls
 from unionfs.layer.attributes import copy_attributes
-from unionfs.layer.stack import MAX_LOWERS, LayerStack
+from unionfs.layer.stack import MAX_LOWERS, LayerStack, may_use_trusted
 from unionfs.layer.walk import remove_tree
-from unionfs.layer.xattrs import Marks, may_use_trusted
+from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
 from unionfs.union.changes import Change, changes
 

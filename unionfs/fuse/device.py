@@ -43,9 +43,9 @@ _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 #: Errnos that a reply may have are below this.
 _ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
-_WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+_WITHOUT_REPLY: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 #: The kernel makes these by itself, as nobody's: who caused them goes on meanwhile.
-_UNAWAITED: Final = (*_WITHOUT_REPLY, Opcode.RELEASE, Opcode.RELEASEDIR)
+_UNAWAITED: Final = _WITHOUT_REPLY | {Opcode.RELEASE, Opcode.RELEASEDIR}
 #: Writes of less copy so little that others need not read meanwhile; such reads are not `brief`.
 _MUCH: Final = 64 * 1024
 
@@ -69,6 +69,10 @@ _WANTED: Final = (
 
 _unpack_header: Final = protocol.IN_HEADER.unpack_from
 _HEADER_SIZE: Final = protocol.IN_HEADER.size
+_pack_header: Final = protocol.OUT_HEADER.pack
+_REPLY_HEADER_SIZE: Final = protocol.OUT_HEADER.size
+#: Replies of up to this size (bytes) are put together before they are written.
+_SMALL: Final = 4096
 
 Request = Coroutine[Blocking, Any, Reply]
 
@@ -273,13 +277,36 @@ class DeviceSession:
         if handler is None or size != len(raw):
             self._refuse(opcode, unique, errno.ENOSYS if handler is None else errno.EINVAL)
             return client
+        reply: Reply = None
+        request: Request | None = None
+        step: Blocking | None = None
+        code = 0
         with self._lock:
             if self._ending:
                 return client  # it ends with the mount
-            request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
-            step, reply, code = self._advance(opcode, request, None, None)
-        if step is not None and not (step.brief and size < _MUCH and opcode == Opcode.WRITE):
-            reader.apart()
+            try:
+                answer = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
+            except Exception as error:  # noqa: BLE001 - becomes an errno
+                code = _errno_of(opcode, error)
+            else:
+                if answer is None or isinstance(answer, (bytes, bytearray, memoryview)):
+                    reply = answer
+                else:
+                    request = answer
+                    step, reply, code = self._advance(opcode, request, None, None)
+        if request is not None and step is not None:
+            copies_little = step.brief and size < _MUCH and opcode == Opcode.WRITE
+            if not copies_little:
+                reader.apart()
+            return client if self._go_on(opcode, unique, request, step) else ~client
+        if opcode not in _WITHOUT_REPLY:
+            self._reply(unique, code, reply)
+        return client
+
+    def _go_on(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> bool:
+        """Make the calls that *request* waits for, and reply; false if a worker does it."""
+        reply: Reply = None
+        code = 0
         while step is not None:
             if step.brief:
                 step, reply, code = self._resume(opcode, request, step)
@@ -288,10 +315,9 @@ class DeviceSession:
                     step, reply, code = self._resume(opcode, request, step)
             else:
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
-                return ~client
-        if opcode not in _WITHOUT_REPLY:
-            self._reply(unique, code, reply)
-        return client
+                return False
+        self._reply(unique, code, reply)
+        return True
 
     def _finish(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> None:
         """Run what is left of a request, its waiting included, in a worker thread."""
@@ -324,16 +350,8 @@ class DeviceSession:
             return request.throw(failure), None, 0
         except StopIteration as end:
             return None, end.value, 0
-        except OSError as error:
-            code = error.errno or 0
-            # Others are the kernel's own, which leak out of some file systems: it refuses them.
-            return None, None, code if 0 < code < _ERRNOS else errno.EIO
-        except (struct.error, OverflowError):
-            # A body that is too short, a number that no system call takes: not the kernel's.
-            return None, None, errno.EINVAL
-        except Exception:
-            log.exception("%s failed", _opcode_name(opcode))
-            return None, None, errno.EIO
+        except Exception as error:  # noqa: BLE001 - becomes an errno
+            return None, None, _errno_of(opcode, error)
 
     def _refuse(self, opcode: int, unique: int, code: int) -> None:
         if opcode in _WITHOUT_REPLY:
@@ -344,13 +362,13 @@ class DeviceSession:
         self._reply(unique, code, None)
 
     def _reply(self, unique: int, code: int, body: Reply) -> None:
-        if body:
-            head = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), 0, unique)
-            parts: tuple[bytes | bytearray | memoryview, ...] = (head, body)
-        else:
-            parts = (protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size, -code, unique),)
+        body = body or b""
+        head = _pack_header(_REPLY_HEADER_SIZE + len(body), -code, unique)
         try:
-            os.writev(self._fd, parts)
+            if len(body) <= _SMALL:
+                os.write(self._fd, head + body)  # one buffer costs less than two
+            else:
+                os.writev(self._fd, (head, body))
         except OSError as error:
             # ENOENT: nobody waits for it any more.
             if error.errno not in (*_DISCONNECTED, errno.ENOENT):
@@ -382,6 +400,19 @@ def _timeouts(options: MountOptions) -> Timeouts:
     return Timeouts(
         valid(options.entry_timeout), valid(options.negative_timeout), valid(options.attr_timeout)
     )
+
+
+def _errno_of(opcode: int, error: Exception) -> int:
+    """Return what to reply to a request that ended with *error*."""
+    if isinstance(error, OSError):
+        code = error.errno or 0
+        # Others are the kernel's own, which leak out of some file systems: it refuses them.
+        return code if 0 < code < _ERRNOS else errno.EIO
+    if isinstance(error, struct.error | OverflowError):
+        # A body that is too short, a number that no system call takes: not the kernel's.
+        return errno.EINVAL
+    log.exception("%s failed", _opcode_name(opcode))  # noqa: LOG004 - of whoever handles it
+    return errno.EIO
 
 
 def _opcode_name(opcode: int) -> str:

@@ -4,12 +4,14 @@ A session turns kernel requests into the calls of ``FileSystem`` and its answers
 replies; it is the only one that knows the protocol. Errors are ``OSError`` with the errno
 to reply; any other exception is a bug, answered ``EIO`` and logged, and the mount lives on.
 
-Methods are coroutines, so that one that must wait (copying data, syncing) holds up
-nobody else; most finish without waiting, and a session may run those to their end at once.
+Methods that may have to wait (copying data, syncing) are coroutines, so that they hold up
+nobody else; most finish without waiting even so, and a session may run those to their end at
+once. Methods that never wait are plain functions.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -17,20 +19,13 @@ ROOT_ID = 1
 
 
 class Attr(NamedTuple):
-    """Attributes of an object, as stat(2) has them; times in nanoseconds."""
+    """Attributes of an object: *status* as its layer has it, but for what stands here."""
 
     ino: int
-    mode: int
     nlink: int
     uid: int
     gid: int
-    rdev: int
-    size: int
-    blocks: int
-    blksize: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
+    status: os.stat_result
 
 
 class Entry(NamedTuple):
@@ -38,17 +33,6 @@ class Entry(NamedTuple):
 
     node: int
     attr: Attr
-
-
-class DirectoryEntry(NamedTuple):
-    """One name of a listing; *offset* continues after it.
-
-    *entry* is ``None`` where looking at the object fails: a lookup tells the error.
-    """
-
-    name: bytes
-    offset: int
-    entry: Entry | None
 
 
 class ListedName(NamedTuple):
@@ -61,6 +45,17 @@ class ListedName(NamedTuple):
     offset: int
     ino: int
     kind: int
+
+
+class DirectoryEntry(NamedTuple):
+    """One name of a listing with attributes; *offset* continues after it.
+
+    *entry* is ``None`` where looking at the object fails: a lookup tells the error.
+    """
+
+    name: bytes
+    offset: int
+    entry: Entry | None
 
 
 class Caller(NamedTuple):
@@ -137,8 +132,8 @@ class FileSystem(Protocol):
     def connect(self, kernel: Kernel) -> None:
         """Learn who asks; called once, before the first request."""
 
-    async def lookup(self, parent: int, name: bytes) -> Entry:
-        """Find *name*; ENOENT when nothing shows."""
+    def lookup(self, parent: int, name: bytes) -> Entry | None:
+        """Find *name*; ``None`` when nothing shows."""
 
     def remember(self, node: int) -> None:
         """Count one reference for an entry of a listing."""
@@ -146,22 +141,22 @@ class FileSystem(Protocol):
     def forget(self, node: int, count: int) -> None:
         """Give *count* references back."""
 
-    async def getattr(self, node: int) -> Attr:
+    def getattr(self, node: int) -> Attr:
         """Return attributes."""
 
     async def setattr(self, node: int, changes: Changes) -> Attr:
         """Change attributes and return all; EROFS in a read-only union."""
 
-    async def readlink(self, node: int) -> bytes:
+    def readlink(self, node: int) -> bytes:
         """Return the target of a symbolic link."""
 
-    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Make a file, fifo, socket or device; EPERM for a character device 0:0."""
 
-    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Make a directory."""
 
-    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Make a symbolic link."""
 
     async def link(self, node: int, parent: int, name: bytes) -> Entry:
@@ -178,14 +173,12 @@ class FileSystem(Protocol):
     ) -> None:
         """Rename with RENAME_NOREPLACE or RENAME_EXCHANGE; EINVAL for other *flags*."""
 
-    async def create(
+    def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         """Make a regular file and open it."""
 
-    async def tmpfile(
-        self, parent: int, mode: int, flags: int, caller: Caller
-    ) -> tuple[Entry, Opened]:
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, Opened]:
         """Make a regular file without a name, as O_TMPFILE does; ``link`` can give it one."""
 
     async def open(self, node: int, flags: int, *, keeps_set_ids: bool = False) -> Opened:
@@ -209,7 +202,7 @@ class FileSystem(Protocol):
     async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
         """Reserve, punch, zero, collapse or insert a range, as far as the upper can."""
 
-    async def seek(self, handle: int, offset: int, whence: int) -> int:
+    def seek(self, handle: int, offset: int, whence: int) -> int:
         """Return where data or a hole begins: SEEK_DATA and SEEK_HOLE; ENXIO beyond the end."""
 
     async def copy_range(
@@ -217,36 +210,36 @@ class FileSystem(Protocol):
     ) -> int:
         """Copy between two handles as copy_file_range(2); returns the number of bytes."""
 
-    async def get_flags(self, node: int) -> int:
+    def get_flags(self, node: int) -> int:
         """Return the FS_*_FL flags, ioctl_iflags(2); ENOTTY where the layer has none."""
 
     async def set_flags(self, node: int, flags: int) -> None:
         """Set the FS_*_FL flags; waits while the object is copied up."""
 
-    async def get_xflags(self, node: int) -> bytes:
+    def get_xflags(self, node: int) -> bytes:
         """Return the ``struct fsxattr`` of FS_IOC_FSGETXATTR; ENOTTY where there is none."""
 
-    async def measure_verity(self, node: int, size: int) -> bytes:
+    def measure_verity(self, node: int, size: int) -> bytes:
         """Return fs-verity's ``struct fsverity_digest`` of at most *size* bytes of digest."""
 
-    async def birth_time(self, node: int) -> int | None:
+    def birth_time(self, node: int) -> int | None:
         """Return when the object was made, in nanoseconds; ``None`` where that is not kept."""
 
     async def syncfs(self) -> None:
         """Bring all changes to the disk; nothing in a volatile union. EIO when one was lost."""
 
-    async def release(self, handle: int) -> None:
+    def release(self, handle: int) -> None:
         """Forget a file handle."""
 
     async def fsync(self, handle: int, *, data_only: bool) -> None:
         """Bring a file to the disk."""
 
-    async def readdir_plus(self, node: int, offset: int) -> Iterator[DirectoryEntry]:
+    async def readdir_plus(self, node: int, offset: int) -> Iterator[DirectoryEntry | ListedName]:
         """Yield what follows *offset* in a directory; 0 begins anew and sees the present state.
 
         Offsets belong to names: they stay good, for whoever continues after them, while
-        the directory changes. No directory need be open for it. ``.`` and ``..`` come first;
-        of their attributes only number and type count.
+        the directory changes. No directory need be open for it. ``.`` and ``..`` come first,
+        without attributes.
         """
 
     async def readdir_names(self, node: int, offset: int) -> Iterator[ListedName]:
@@ -255,13 +248,13 @@ class FileSystem(Protocol):
     async def fsyncdir(self, node: int, *, data_only: bool) -> None:
         """Bring a directory's entries to the disk."""
 
-    async def statfs(self) -> Statfs:
+    def statfs(self) -> Statfs:
         """Return sizes."""
 
-    async def getxattr(self, node: int, name: bytes) -> bytes:
+    def getxattr(self, node: int, name: bytes) -> bytes:
         """Return an extended attribute; ENODATA when there is none."""
 
-    async def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
+    def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
         """Return the names of the extended attributes that *caller* may see."""
 
     async def setxattr(

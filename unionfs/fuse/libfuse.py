@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from unionfs.errors import MountError
-from unionfs.fuse.interface import Attr, Caller, Changes, Opened
+from unionfs.fuse.interface import Attr, Caller, Changes, ListedName, Opened
 from unionfs.fuse.mounting import words_of_libfuse
 from unionfs.fuse.tasks import on_trio
 from unionfs.log import OUTPUT, Log, described
@@ -190,16 +190,17 @@ class _Handlers(pyfuse3.Operations):
         self.initialised.set()
 
     def _attributes(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        status = attr.status
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attr.ino)
-        entry.st_mode = pyfuse3.ModeT(attr.mode)
+        entry.st_mode = pyfuse3.ModeT(status.st_mode)
         entry.st_nlink = attr.nlink
         entry.st_uid, entry.st_gid = attr.uid, attr.gid
-        entry.st_rdev, entry.st_size = attr.rdev, attr.size
-        entry.st_blocks, entry.st_blksize = attr.blocks, attr.blksize
-        entry.st_atime_ns = attr.atime_ns
-        entry.st_mtime_ns = attr.mtime_ns
-        entry.st_ctime_ns = attr.ctime_ns
+        entry.st_rdev, entry.st_size = status.st_rdev, status.st_size
+        entry.st_blocks, entry.st_blksize = status.st_blocks, status.st_blksize
+        entry.st_atime_ns = status.st_atime_ns
+        entry.st_mtime_ns = status.st_mtime_ns
+        entry.st_ctime_ns = status.st_ctime_ns
         entry.entry_timeout, entry.attr_timeout = self._entry_timeout, self._attr_timeout
         return entry
 
@@ -208,13 +209,13 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        try:
-            return self._entry(await self._fs.lookup(parent_inode, name))
-        except FileNotFoundError:
-            missing = pyfuse3.EntryAttributes()
-            missing.st_ino = pyfuse3.InodeT(0)  # "not there", which the kernel may remember
-            missing.entry_timeout = self._negative_timeout
-            return missing
+        entry = self._fs.lookup(parent_inode, name)
+        if entry is not None:
+            return self._entry(entry)
+        missing = pyfuse3.EntryAttributes()
+        missing.st_ino = pyfuse3.InodeT(0)  # "not there", which the kernel may remember
+        missing.entry_timeout = self._negative_timeout
+        return missing
 
     @_answered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -223,7 +224,7 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._attributes(await self._fs.getattr(inode))
+        return self._attributes(self._fs.getattr(inode))
 
     @_answered
     async def setattr(
@@ -241,25 +242,25 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def readlink(self, inode: int, ctx: Any) -> bytes:
-        return await self._fs.readlink(inode)
+        return self._fs.readlink(inode)
 
     @_answered
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
+        return self._entry(self._fs.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
     @_answered
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.mkdir(parent_inode, name, mode, _caller(ctx)))
+        return self._entry(self._fs.mkdir(parent_inode, name, mode, _caller(ctx)))
 
     @_answered
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.symlink(parent_inode, name, target, _caller(ctx)))
+        return self._entry(self._fs.symlink(parent_inode, name, target, _caller(ctx)))
 
     @_answered
     async def link(
@@ -291,7 +292,7 @@ class _Handlers(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        entry, opened = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
+        entry, opened = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
         return _file_info(opened, keep_pages=self._keeps_pages), self._entry(entry)
 
     @_answered
@@ -314,7 +315,7 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def release(self, fh: int) -> None:
-        await self._fs.release(fh)
+        self._fs.release(fh)
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -326,11 +327,15 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        for name, offset, entry in await self._fs.readdir_plus(fh, start_id):
-            shown = _unknown() if entry is None else self._entry(entry)
-            if not pyfuse3.readdir_reply(token, name, shown, offset):
+        for listed in await self._fs.readdir_plus(fh, start_id):
+            entry = None if isinstance(listed, ListedName) else listed.entry
+            if isinstance(listed, ListedName):
+                shown = _named(listed.ino, listed.kind)
+            else:
+                shown = _named(_UNKNOWN_NODE, 0) if entry is None else self._entry(entry)
+            if not pyfuse3.readdir_reply(token, listed.name, shown, listed.offset):
                 return
-            if entry is not None and name not in (b".", b".."):
+            if entry is not None:
                 self._fs.remember(entry.node)
 
     @_answered
@@ -343,7 +348,7 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
-        sizes = await self._fs.statfs()
+        sizes = self._fs.statfs()
         data = pyfuse3.StatvfsData()
         data.f_bsize, data.f_frsize = sizes.bsize, sizes.frsize
         data.f_blocks, data.f_bfree, data.f_bavail = sizes.blocks, sizes.bfree, sizes.bavail
@@ -357,21 +362,21 @@ class _Handlers(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        return await self._fs.getxattr(inode, name)
+        return self._fs.getxattr(inode, name)
 
     @_answered
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
-        return await self._fs.listxattr(inode, _caller(ctx))
+        return self._fs.listxattr(inode, _caller(ctx))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
         await self._fs.removexattr(inode, name)
 
 
-def _unknown() -> pyfuse3.EntryAttributes:
+def _named(ino: int, kind: int) -> pyfuse3.EntryAttributes:
     """Return attributes that end at once: the kernel must look the name up to use it."""
     entry = pyfuse3.EntryAttributes()
-    entry.st_ino = pyfuse3.InodeT(_UNKNOWN_NODE)
+    entry.st_ino, entry.st_mode = pyfuse3.InodeT(ino), pyfuse3.ModeT(kind)
     entry.entry_timeout = entry.attr_timeout = 0
     return entry
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs.fuse import protocol
 from unionfs.fuse.protocol import Opcode
-from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts, Who
+from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts, WaitingHandler, Who
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import FileSystem
@@ -57,35 +57,35 @@ class ImplicitFiles:
             if file is None:
                 file = self._files[node] = ImplicitFile(opened.handle)
             else:
-                await self._fs.release(opened.handle)  # another request was first
+                self._fs.release(opened.handle)  # another request was first
         file.users += 1
         self._files.move_to_end(node)
         return file
 
-    async def adopt(self, node: int, handle: int) -> None:
+    def adopt(self, node: int, handle: int) -> None:
         """Take over the handle of a file that was just made."""
         before = self._files.pop(node, None)
         if before is not None:
-            await self._fs.release(before.handle)
+            self._fs.release(before.handle)
         file = self._files[node] = ImplicitFile(handle)
         file.users += 1
-        await self.leave(file)
+        self.leave(file)
 
-    async def leave(self, file: ImplicitFile) -> None:
+    def leave(self, file: ImplicitFile) -> None:
         """Give a file back; the one that nobody has used for longest may be closed."""
         file.users -= 1
         if len(self._files) > self._limit:
             node, oldest = next(iter(self._files.items()))
             if oldest.users == 0:
                 del self._files[node]
-                await self._fs.release(oldest.handle)
+                self._fs.release(oldest.handle)
 
-    async def forget(self, node: int) -> None:
+    def forget(self, node: int) -> None:
         """Close the file of an inode that the kernel lets go of."""
         file = self._files.get(node)
         if file is not None and file.users == 0:
             del self._files[node]
-            await self._fs.release(file.handle)
+            self._fs.release(file.handle)
 
 
 class OpenlessRequests(Requests):
@@ -103,14 +103,23 @@ class OpenlessRequests(Requests):
         """Return the handler of every opcode that is served."""
         served = super().handlers()
         del served[Opcode.OPEN]
-        for opcode in (Opcode.READ, Opcode.WRITE, Opcode.FSYNC, Opcode.FALLOCATE, Opcode.LSEEK):
-            served[opcode] = partial(self._with_file, served[opcode])
-        for opcode in (Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64):
-            served[opcode] = partial(self._with_two_files, served[opcode])
+        one = {
+            Opcode.READ: self.read,
+            Opcode.WRITE: self.write,
+            Opcode.FSYNC: self.fsync,
+            Opcode.FALLOCATE: self.fallocate,
+            Opcode.LSEEK: self.lseek,
+        }
+        two = {
+            Opcode.COPY_FILE_RANGE: self.copy_file_range,
+            Opcode.COPY_FILE_RANGE_64: self.copy_file_range_64,
+        }
+        served |= {opcode: partial(self._with_file, handler) for opcode, handler in one.items()}
+        served |= {opcode: partial(self._with_two_files, one) for opcode, one in two.items()}
         return served
 
     async def _with_file(
-        self, handler: Handler, node: int, body: memoryview, who: Who, at: int = 0
+        self, handler: WaitingHandler, node: int, body: memoryview, who: Who, at: int = 0
     ) -> Reply:
         """Run *handler* with the handle of *node* at offset *at* of the request."""
         if len(body) < at + _HANDLE or any(body[at : at + _HANDLE]):
@@ -120,10 +129,10 @@ class OpenlessRequests(Requests):
             body[at : at + _HANDLE] = file.handle.to_bytes(_HANDLE, protocol.BYTE_ORDER)
             return await handler(node, body, who)
         finally:
-            await self._files.leave(file)
+            self._files.leave(file)
 
     async def _with_two_files(
-        self, handler: Handler, node: int, body: memoryview, who: Who
+        self, handler: WaitingHandler, node: int, body: memoryview, who: Who
     ) -> Reply:
         """Run *handler*, which copies from *node* to another that the request names."""
         target = int.from_bytes(body[_TARGET_NODE:_TARGET_HANDLE], protocol.BYTE_ORDER)
@@ -133,33 +142,33 @@ class OpenlessRequests(Requests):
 
         return await self._with_file(with_source, target, body, who, _TARGET_HANDLE)
 
-    async def create(self, node: int, body: memoryview, who: Who) -> Reply:
-        return await self._made(await super().create(node, body, who))
+    def create(self, node: int, body: memoryview, who: Who) -> Reply:
+        return self._made(super().create(node, body, who))
 
-    async def tmpfile(self, node: int, body: memoryview, who: Who) -> Reply:
-        return await self._made(await super().tmpfile(node, body, who))
+    def tmpfile(self, node: int, body: memoryview, who: Who) -> Reply:
+        return self._made(super().tmpfile(node, body, who))
 
-    async def _made(self, reply: Reply) -> Reply:
+    def _made(self, reply: Reply) -> Reply:
         """Keep the handle in the reply of a CREATE, and let the kernel have 0."""
         assert reply
         (node,) = _NODE.unpack_from(reply)
         head, opened = reply[: -protocol.OPEN_OUT.size], reply[-protocol.OPEN_OUT.size :]
         handle, flags, _ = protocol.OPEN_OUT.unpack(opened)
-        await self._files.adopt(node, handle)
+        self._files.adopt(node, handle)
         return bytes(head) + protocol.OPEN_OUT.pack(0, flags, 0)
 
-    async def release(self, node: int, body: memoryview, who: Who) -> Reply:
+    def release(self, node: int, body: memoryview, who: Who) -> Reply:
         return b""  # of a file that was made before the first OPEN was refused
 
-    async def forget(self, node: int, body: memoryview, who: Who) -> Reply:
-        await super().forget(node, body, who)
-        await self._files.forget(node)
+    def forget(self, node: int, body: memoryview, who: Who) -> Reply:
+        super().forget(node, body, who)
+        self._files.forget(node)
         return None
 
-    async def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
-        await super().batch_forget(node, body, who)
+    def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
+        super().batch_forget(node, body, who)
         for forgotten, _ in protocol.forgotten(body):
-            await self._files.forget(forgotten)
+            self._files.forget(forgotten)
         return None
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from unionfs.fuse.interface import Attr, Entry, Statfs
 
@@ -263,25 +263,27 @@ def pack_entry(entry: Entry, entry_valid: Valid, attr_valid: Valid) -> bytes:
     )
 
 
-def _attr_fields(attr: Attr) -> tuple[int, ...]:
+def _attr_fields(attr: Attr) -> tuple[Any, ...]:
     """Return what ``fuse_attr`` has, in its order."""
-    ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attr
+    ino, nlink, uid, gid, status = attr
+    mode, _, _, _, _, _, size, atime, mtime, ctime = status  # times in seconds
+    rdev = status.st_rdev
     return (
         ino,
         size,
-        blocks,
-        atime // _BILLION,
-        mtime // _BILLION,
-        ctime // _BILLION,
-        atime % _BILLION,
-        mtime % _BILLION,
-        ctime % _BILLION,
+        status.st_blocks,
+        atime,
+        mtime,
+        ctime,
+        status.st_atime_ns % _BILLION,
+        status.st_mtime_ns % _BILLION,
+        status.st_ctime_ns % _BILLION,
         mode,
         nlink,
         uid,
         gid,
-        pack_rdev(rdev),
-        blksize,
+        pack_rdev(rdev) if rdev else 0,
+        status.st_blksize,
         0,
     )
 
@@ -302,28 +304,29 @@ def pack_attr(attr: Attr, valid: Valid) -> bytes:
 def pack_statx(attr: Attr, birth_ns: int | None, valid: Valid) -> bytes:
     """Return ``fuse_statx_out`` for *attr* and the birth time."""
     birth, birth_frac = divmod(birth_ns or 0, _BILLION)
+    status = attr.status
     return _STATX_OUT.pack(
         valid[0],
         valid[1],
         0,
         _STATX_BASIC | (0 if birth_ns is None else _STATX_BTIME),
-        attr.blksize,
+        status.st_blksize,
         0,
         attr.nlink,
         attr.uid,
         attr.gid,
-        attr.mode,
+        status.st_mode,
         attr.ino,
-        attr.size,
-        attr.blocks,
+        status.st_size,
+        status.st_blocks,
         0,
-        *divmod(attr.atime_ns, _BILLION),
+        *divmod(status.st_atime_ns, _BILLION),
         birth,
         birth_frac,
-        *divmod(attr.ctime_ns, _BILLION),
-        *divmod(attr.mtime_ns, _BILLION),
-        os.major(attr.rdev),
-        os.minor(attr.rdev),
+        *divmod(status.st_ctime_ns, _BILLION),
+        *divmod(status.st_mtime_ns, _BILLION),
+        os.major(status.st_rdev),
+        os.minor(status.st_rdev),
         0,
         0,
     )
@@ -352,8 +355,6 @@ def pack_dirent(name: bytes, node: int, offset: int, kind: int) -> bytes:
 
 def pack_rdev(rdev: int) -> int:
     """Return the 32 bits that the kernel's new_encode_dev makes of a device number."""
-    if not rdev:
-        return 0
     major, minor = os.major(rdev), os.minor(rdev)
     return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
 

@@ -1,9 +1,9 @@
 """What each opcode means: a request's bytes become a call of the file system, its answer bytes.
 
-One coroutine for each opcode, called with the node that is asked about, the body of the
+One function for each opcode, called with the node that is asked about, the body of the
 request and who makes it; it returns the body of the reply, ``None`` where the kernel wants
-none. ``OSError`` is the errno to reply. The body is only lent: it is good until the
-coroutine ends.
+none. Where that may have to wait it is a coroutine. ``OSError`` is the errno to reply. The
+body is only lent: it is good until the function or coroutine ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from unionfs.fuse import protocol
 from unionfs.fuse.habit import Habit
-from unionfs.fuse.interface import Attr, Caller, Changes, Entry, Opened
+from unionfs.fuse.interface import Attr, Caller, Changes, DirectoryEntry, Entry, ListedName, Opened
 from unionfs.fuse.protocol import Opcode, Valid
 from unionfs.waiting import Blocking
 
@@ -34,7 +34,9 @@ FS_IOC_MEASURE_VERITY: Final = 0xC0046686
 #: Who asks, of ``fuse_in_header``: uid, gid and thread.
 Who = tuple[int, int, int]
 Reply = bytes | bytearray | memoryview | None
-Handler = Callable[[int, memoryview, Who], Coroutine[Blocking, Any, Reply]]
+#: What may have to wait, and what answers either at once or so.
+WaitingHandler = Callable[[int, memoryview, Who], Coroutine[Blocking, Any, Reply]]
+Handler = Callable[[int, memoryview, Who], Reply] | WaitingHandler
 
 
 class Timeouts(NamedTuple):
@@ -57,7 +59,7 @@ class Requests:
     def handlers(self) -> dict[int, Handler]:
         """Return the handler of every opcode that is served."""
         return {
-            opcode: getattr(self, opcode.name.lower())
+            int(opcode): getattr(self, opcode.name.lower())
             for opcode in Opcode
             if hasattr(self, opcode.name.lower())
         }
@@ -70,51 +72,50 @@ class Requests:
 
     # Nodes
 
-    async def lookup(self, node: int, body: memoryview, who: Who) -> Reply:
-        try:
-            entry = await self._fs.lookup(node, _name(body))
-        except FileNotFoundError:
+    def lookup(self, node: int, body: memoryview, who: Who) -> Reply:
+        entry = self._fs.lookup(node, _name(body))
+        if entry is None:
             return self._missing
-        if entry.attr.mode & _S_IFMT != _S_IFDIR:
+        if entry.attr.status.st_mode & _S_IFMT != _S_IFDIR:
             self._habit.looked(node)  # a directory is looked up by all who go into it
         return self._entry(entry)
 
-    async def forget(self, node: int, body: memoryview, who: Who) -> Reply:
+    def forget(self, node: int, body: memoryview, who: Who) -> Reply:
         self._fs.forget(node, protocol.FORGET_IN.unpack_from(body)[0])
         return None
 
-    async def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
+    def batch_forget(self, node: int, body: memoryview, who: Who) -> Reply:
         for forgotten, lookups in protocol.forgotten(body):
             self._fs.forget(forgotten, lookups)
         return None
 
     # Attributes
 
-    async def getattr(self, node: int, body: memoryview, who: Who) -> Reply:
-        return self._attr(await self._fs.getattr(node))
+    def getattr(self, node: int, body: memoryview, who: Who) -> Reply:
+        return self._attr(self._fs.getattr(node))
 
-    async def statx(self, node: int, body: memoryview, who: Who) -> Reply:
-        attr = await self._fs.getattr(node)
-        birth = await self._fs.birth_time(node)
+    def statx(self, node: int, body: memoryview, who: Who) -> Reply:
+        attr = self._fs.getattr(node)
+        birth = self._fs.birth_time(node)
         return protocol.pack_statx(attr, birth, self._attr_valid)
 
     async def setattr(self, node: int, body: memoryview, who: Who) -> Reply:
         return self._attr(await self._fs.setattr(node, _changes(body)))
 
-    async def readlink(self, node: int, body: memoryview, who: Who) -> Reply:
-        return await self._fs.readlink(node)
+    def readlink(self, node: int, body: memoryview, who: Who) -> Reply:
+        return self._fs.readlink(node)
 
-    async def statfs(self, node: int, body: memoryview, who: Who) -> Reply:
-        return protocol.pack_statfs(await self._fs.statfs())
+    def statfs(self, node: int, body: memoryview, who: Who) -> Reply:
+        return protocol.pack_statfs(self._fs.statfs())
 
-    async def getxattr(self, node: int, body: memoryview, who: Who) -> Reply:
+    def getxattr(self, node: int, body: memoryview, who: Who) -> Reply:
         size, _ = protocol.GETXATTR_IN.unpack_from(body)
         name = _name(body[protocol.GETXATTR_IN.size :])
-        return _sized(await self._fs.getxattr(node, name), size)
+        return _sized(self._fs.getxattr(node, name), size)
 
-    async def listxattr(self, node: int, body: memoryview, who: Who) -> Reply:
+    def listxattr(self, node: int, body: memoryview, who: Who) -> Reply:
         size, _ = protocol.GETXATTR_IN.unpack_from(body)
-        names = await self._fs.listxattr(node, Caller(*who))
+        names = self._fs.listxattr(node, Caller(*who))
         return _sized(b"".join(name + b"\0" for name in names), size)
 
     async def setxattr(self, node: int, body: memoryview, who: Who) -> Reply:
@@ -131,22 +132,22 @@ class Requests:
 
     # Names
 
-    async def mknod(self, node: int, body: memoryview, who: Who) -> Reply:
+    def mknod(self, node: int, body: memoryview, who: Who) -> Reply:
         mode, rdev, umask, _ = protocol.MKNOD_IN.unpack_from(body)
         name = _name(body[protocol.MKNOD_IN.size :])
         device = protocol.unpack_rdev(rdev)
         caller = Caller(*who, umask)
-        return self._entry(await self._fs.mknod(node, name, mode, device, caller))
+        return self._entry(self._fs.mknod(node, name, mode, device, caller))
 
-    async def mkdir(self, node: int, body: memoryview, who: Who) -> Reply:
+    def mkdir(self, node: int, body: memoryview, who: Who) -> Reply:
         mode, umask = protocol.MKDIR_IN.unpack_from(body)
         name = _name(body[protocol.MKDIR_IN.size :])
         caller = Caller(*who, umask)
-        return self._entry(await self._fs.mkdir(node, name, mode, caller))
+        return self._entry(self._fs.mkdir(node, name, mode, caller))
 
-    async def symlink(self, node: int, body: memoryview, who: Who) -> Reply:
+    def symlink(self, node: int, body: memoryview, who: Who) -> Reply:
         name, rest = _name_and_rest(body)
-        return self._entry(await self._fs.symlink(node, name, _target(rest), Caller(*who)))
+        return self._entry(self._fs.symlink(node, name, _target(rest), Caller(*who)))
 
     async def link(self, node: int, body: memoryview, who: Who) -> Reply:
         (linked,) = protocol.LINK_IN.unpack_from(body)
@@ -177,17 +178,17 @@ class Requests:
 
     # Files
 
-    async def create(self, node: int, body: memoryview, who: Who) -> Reply:
+    def create(self, node: int, body: memoryview, who: Who) -> Reply:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
         name = _name(body[protocol.CREATE_IN.size :])
         caller = Caller(*who, umask)
-        entry, opened = await self._fs.create(node, name, mode, flags, caller)
+        entry, opened = self._fs.create(node, name, mode, flags, caller)
         return self._entry(entry) + _open_out(opened)
 
-    async def tmpfile(self, node: int, body: memoryview, who: Who) -> Reply:
+    def tmpfile(self, node: int, body: memoryview, who: Who) -> Reply:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
         caller = Caller(*who, umask)
-        entry, opened = await self._fs.tmpfile(node, mode, flags, caller)
+        entry, opened = self._fs.tmpfile(node, mode, flags, caller)
         return self._entry(entry) + _open_out(opened)
 
     async def open(self, node: int, body: memoryview, who: Who) -> Reply:
@@ -208,8 +209,8 @@ class Requests:
         written = await self._fs.write(handle, offset, data, keeps_set_ids=keeps)
         return protocol.WRITE_OUT.pack(written, 0)
 
-    async def release(self, node: int, body: memoryview, who: Who) -> Reply:
-        await self._fs.release(protocol.RELEASE_IN.unpack_from(body)[0])
+    def release(self, node: int, body: memoryview, who: Who) -> Reply:
+        self._fs.release(protocol.RELEASE_IN.unpack_from(body)[0])
         return b""
 
     async def fsync(self, node: int, body: memoryview, who: Who) -> Reply:
@@ -224,7 +225,7 @@ class Requests:
 
     async def lseek(self, node: int, body: memoryview, who: Who) -> Reply:
         handle, offset, whence, _ = protocol.LSEEK_IN.unpack_from(body)
-        return protocol.LSEEK_OUT.pack(await self._fs.seek(handle, offset, whence))
+        return protocol.LSEEK_OUT.pack(self._fs.seek(handle, offset, whence))
 
     async def copy_file_range(self, node: int, body: memoryview, who: Who) -> Reply:
         return protocol.WRITE_OUT.pack(await self._copy_range(body), 0)
@@ -263,20 +264,27 @@ class Requests:
             self._habit.told(node, len(names) // _TYPICAL_ENTRY)
             return names
         reply = bytearray()
-        for name, following, entry in await self._fs.readdir_plus(node, offset):
-            dots = name in (b".", b"..")
-            if entry is None:
-                packed = _NO_ENTRY + protocol.pack_dirent(name, _UNKNOWN_NODE, following, 0)
-            else:
-                mode = entry.attr.mode
-                head = _NO_ENTRY if dots else self._entry(entry)
-                packed = head + protocol.pack_dirent(name, entry.attr.ino, following, mode)
+        for listed in await self._fs.readdir_plus(node, offset):
+            entry = None if isinstance(listed, ListedName) else listed.entry
+            packed = self._listed(listed)
             if len(reply) + len(packed) > size:
                 break
             reply += packed
-            if entry is not None and not dots:
+            if entry is not None:
                 self._fs.remember(entry.node)
         return reply
+
+    def _listed(self, listed: DirectoryEntry | ListedName) -> bytes:
+        """Return ``fuse_direntplus`` for a name."""
+        if isinstance(listed, ListedName):
+            name, following, number, kind = listed
+            return _NO_ENTRY + protocol.pack_dirent(name, number, following, kind)
+        name, following, entry = listed
+        if entry is None:
+            return _NO_ENTRY + protocol.pack_dirent(name, _UNKNOWN_NODE, following, 0)
+        attr = entry.attr
+        head = self._entry(entry)
+        return head + protocol.pack_dirent(name, attr.ino, following, attr.status.st_mode)
 
     async def fsyncdir(self, node: int, body: memoryview, who: Who) -> Reply:
         _, flags, _ = protocol.FSYNC_IN.unpack_from(body)
@@ -294,17 +302,17 @@ class Requests:
         start = protocol.IOCTL_IN.size
         sent = bytes(body[start : start + in_size])
         if command == FS_IOC_GETFLAGS:
-            flags = await self._fs.get_flags(node)
+            flags = self._fs.get_flags(node)
             answer = flags.to_bytes(8 if out_size >= 8 else 4, protocol.BYTE_ORDER)
         elif command == FS_IOC_SETFLAGS:
             flags = int.from_bytes(sent[:4], protocol.BYTE_ORDER)
             await self._fs.set_flags(node, flags)
             answer = b""
         elif command == FS_IOC_FSGETXATTR:
-            answer = await self._fs.get_xflags(node)
+            answer = self._fs.get_xflags(node)
         elif command == FS_IOC_MEASURE_VERITY and len(sent) >= _DIGEST_HEAD:
             room = int.from_bytes(sent[2:4], protocol.BYTE_ORDER)
-            answer = await self._fs.measure_verity(node, room)
+            answer = self._fs.measure_verity(node, room)
         else:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
         return protocol.IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]

@@ -19,7 +19,7 @@ from unionfs.layer import handles, syscalls
 from unionfs.layer.overlap import refuse_overlaps
 from unionfs.layer.tree import Descriptors, Layer
 from unionfs.layer.workdir import WorkDirectory
-from unionfs.layer.xattrs import Marks, may_use_trusted
+from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
 
 MAX_LOWERS: Final = 500
@@ -27,6 +27,7 @@ MAX_LOWERS: Final = 500
 _LOCK_PATIENCE: Final = 1.0
 _OPEN_LAYER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ_LAYER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CAP_SYS_ADMIN: Final = 21
 
 
 class LayerStack:
@@ -294,3 +295,15 @@ def _isolate_pair(
     except OSError:
         return None
     return found[0], found[1]
+
+
+def may_use_trusted() -> bool:
+    """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
+    with open("/proc/self/uid_map", "rb") as file:
+        if file.read().split() != [b"0", b"0", b"4294967295"]:
+            return False
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False

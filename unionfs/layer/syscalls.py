@@ -107,6 +107,7 @@ _FS_IOC_MEASURE_VERITY: Final = 0xC0046686
 _VERITY_DIGEST: Final = struct.Struct("=HH")  # algorithm, size; then the digest
 
 
+_TIMESPECS: Final = struct.Struct("@4l")
 _StatxBuffer = ctypes.c_char * 256
 
 
@@ -133,10 +134,6 @@ class _FileHandle(ctypes.Structure):
         ("handle_type", ctypes.c_int),
         ("f_handle", ctypes.c_ubyte * _MAX_HANDLE_SIZE),
     )
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
 def _check(result: int, name: bytes | None = None) -> int:
@@ -240,15 +237,18 @@ def open_by_handle(mount_fd: int, handle_type: int, handle: bytes) -> int:
     return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC))
 
 
-def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set the times of what *path* leads to; ``None`` leaves one as it is (utimensat(2))."""
-    times = (_Timespec * 2)()
-    for slot, value in zip(times, (atime_ns, mtime_ns), strict=True):
-        if value is None:
-            slot.tv_nsec = UTIME_OMIT
-        else:
-            slot.tv_sec, slot.tv_nsec = divmod(value, 1_000_000_000)
-    _check(_libc.utimensat(AT_FDCWD, path, times, 0), path)
+def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the times of what the path or descriptor *target* leads to (utimensat(2)).
+
+    ``None`` leaves one as it is. A descriptor may be O_PATH.
+    """
+    atime = (0, UTIME_OMIT) if atime_ns is None else divmod(atime_ns, 1_000_000_000)
+    mtime = (0, UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, 1_000_000_000)
+    times = _TIMESPECS.pack(*atime, *mtime)
+    if isinstance(target, int):
+        _check(_libc.utimensat(target, b"", times, AT_EMPTY_PATH))
+    else:
+        _check(_libc.utimensat(AT_FDCWD, target, times, 0), target)
 
 
 def clone_file(target_fd: int, source_fd: int) -> None:

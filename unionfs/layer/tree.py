@@ -109,7 +109,7 @@ class Layer:
         self.root = Directory(self, None, b"")
         self.root.descriptor = root_fd
 
-    def read_mark(self, path: bytes, mark: bytes, *, follow: bool = False) -> bytes | None:
+    def read_mark(self, path: bytes | int, mark: bytes, *, follow: bool = False) -> bytes | None:
         """Return the value of *mark* on an object of this layer, ``None`` without one.
 
         Raises EACCES for a lower object that an unprivileged daemon may not read: there
@@ -155,14 +155,14 @@ class Layer:
                 self.marks.remove(path, mark, follow=follow)
 
     def _readable(
-        self, path: bytes, read: Callable[[], bytes | None], *, follow: bool
+        self, path: bytes | int, read: Callable[[], bytes | None], *, follow: bool
     ) -> bytes | None:
         try:
             return read()
         except PermissionError:
             if self.index != 0:
                 raise
-        with opened_up(path, stat.S_IRUSR, follow=follow):
+        with opened_up(xattrs.path_to(path), stat.S_IRUSR, follow=follow):
             return read()
 
 

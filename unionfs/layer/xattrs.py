@@ -37,12 +37,15 @@ CAPABILITY: Final = b"security.capability"
 ACL_ACCESS: Final = b"system.posix_acl_access"
 ACL_DEFAULT: Final = b"system.posix_acl_default"
 
-_CAP_SYS_ADMIN: Final = 21
-
 
 def fd_path(fd: int) -> bytes:
     """Return the path that leads to what *fd* has open, whatever it is."""
     return b"/proc/self/fd/%d" % fd
+
+
+def path_to(target: bytes | int) -> bytes:
+    """Return the path that leads to *target*, a path or a descriptor."""
+    return fd_path(target) if isinstance(target, int) else target
 
 
 def entry_path(dirfd: int, name: bytes) -> bytes:
@@ -80,18 +83,6 @@ def write(
 def remove(path: bytes | int, name: bytes, *, follow: bool = False) -> None:
     """Remove *name*; ENODATA when it is not there."""
     os.removexattr(path, name, follow_symlinks=follow)
-
-
-def may_use_trusted() -> bool:
-    """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
-    with open("/proc/self/uid_map", "rb") as file:
-        if file.read().split() != [b"0", b"0", b"4294967295"]:
-            return False
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
 
 
 class Marks:

@@ -24,8 +24,9 @@ from unionfs.layer.beneath import Beneath, split
 from unionfs.layer.compression import Source, Unpacked, compressor
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer
+from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.tape import Tape
-from unionfs.layer.xattrs import Marks, may_use_trusted
+from unionfs.layer.xattrs import Marks
 from unionfs.store import volume_tree
 from unionfs.store.views import captured
 from unionfs.store.volume import LABEL, Volume, check_name

@@ -44,6 +44,8 @@ def _read_new(bundle: Bundle) -> list[PackedImage]:
 
 def _image(bundle: Bundle, entry: Any) -> PackedImage:
     match entry:
+        case {"Config": str() as name, "Layers": None}:
+            layers: list[str] = []
         case {"Config": str() as name, "Layers": [*layers]} if all(
             isinstance(layer, str) for layer in layers
         ):

@@ -27,8 +27,9 @@ from unionfs.layer.apply_plain import PlainTarget
 from unionfs.layer.framing import FramingWriter, rebuild
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer, is_complete, pack_changes, pack_layer
+from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.tape import Tape
-from unionfs.layer.xattrs import Marks, may_use_trusted
+from unionfs.layer.xattrs import Marks
 from unionfs.options import parse_options
 from unionfs.store.below import merged
 from unionfs.store.compare import shown, snapshot_changes

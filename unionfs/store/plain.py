@@ -11,7 +11,8 @@ from typing import BinaryIO, Final
 from unionfs.errors import ArchiveError
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer, pack_layer
-from unionfs.layer.xattrs import Marks, may_use_trusted
+from unionfs.layer.stack import may_use_trusted
+from unionfs.layer.xattrs import Marks
 from unionfs.store.bundle import Bundle
 from unionfs.store.image import architecture, timestamp
 from unionfs.store.packed import Blob, PackedImage

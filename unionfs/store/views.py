@@ -23,7 +23,6 @@ from unionfs.errors import (
 )
 from unionfs.layer import xattrs
 from unionfs.options import parse_options
-from unionfs.store.images import Images
 from unionfs.store.volume import ANONYMOUS, LABEL, Volume, check_name
 from unionfs.store.volume_tree import shown
 
@@ -81,6 +80,9 @@ def _directory(volumes: Volumes, source: str) -> str:
 
 def _committed(volumes: Volumes, source: str, driver: str) -> str:
     """Return the snapshot of *driver* that is the top of the image *source*, or has that name."""
+    # ruff: noqa: PLC0415 - all that is about images is for this alone
+    from unionfs.store.images import Images
+
     name = Images(volumes.store).parent(source) if driver == volumes.store.driver.name else source
     with contextlib.suppress(NotFoundError):
         if volumes.store.driver_called(driver).stat(name).kind is Kind.COMMITTED:

@@ -7,7 +7,7 @@ import os
 
 from unionfs.driver import registry
 from unionfs.driver.api import Driver
-from unionfs.errors import FailedPreconditionError, NotFoundError
+from unionfs.errors import FailedPreconditionError, NotFoundError, UnsupportedError
 from unionfs.store.store import Store
 from unionfs.store.uses import Subject
 from unionfs.store.volume import LABEL
@@ -39,7 +39,10 @@ def cleanup(store: Store) -> list[str]:
     for name in registry.names():
         if not os.path.isdir(os.path.join(store.root, name)):
             continue
-        driver = store.driver_called(name)
+        try:
+            driver = store.driver_called(name)
+        except UnsupportedError:
+            continue  # what it keeps stays, for a machine or a user that can
         # In this order: who makes one is its user until its row is there.
         found = [info.key for info in driver.walk() if LABEL in info.labels]
         used = {use.subject for use in store.uses.all()}

@@ -19,7 +19,8 @@ from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, StoreError
 from unionfs.fuse import mounting
 from unionfs.layer.attributes import copy_attributes
-from unionfs.layer.xattrs import Marks, may_use_trusted
+from unionfs.layer.stack import may_use_trusted
+from unionfs.layer.xattrs import Marks
 from unionfs.store.store import Store
 from unionfs.store.volume import Volume, foreign_mount, view_of
 
@@ -134,6 +135,13 @@ class VolumeTree:
                 f"{self._volume.name}: in use by {users[0]}, but {self.mountpoint} is not mounted"
                 " in this mount namespace; use it in that one, or end that use first"
             )
+        try:
+            os.stat(self.mountpoint)
+        except OSError as error:
+            raise FailedPreconditionError(
+                f"{self._volume.name}: what serves it is dead ({error.strerror}); it can be used"
+                f" again when {', '.join(users)} no longer uses it"
+            ) from error
         return self.mountpoint
 
     def _mount(self) -> str:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from unionfs import registry
 from unionfs.driver.api import Mount
 from unionfs.driver.attach import attach
 from unionfs.errors import (
@@ -125,6 +126,15 @@ class Volumes:
                 )
             new = Volume(name, keeper, options, labels, time.time_ns(), "", 0)
             return self._add(new, parent)
+
+    def obtain(self, name: str) -> Volume:
+        """Return the volume *name*, whatever it is; made without options if there is none.
+
+        That is what ``run -v NAME:/PATH`` means. Raises as `create`.
+        """
+        with contextlib.suppress(NotFoundError):
+            return self.find(name)
+        return self.create(name)
 
     def _require_limit(self, driver: str, options: Mapping[str, str]) -> None:
         """Raise `UnsupportedError` for a size that would not be kept."""
@@ -341,7 +351,12 @@ class Volumes:
         Raises `NotFoundError` where no volume of this store is mounted, `MountError`.
         """
         place = os.path.realpath(target)
-        found = [use for use in self._uses.on(place) if use.subject.kind == "volume"]
+        here = registry.namespace("mnt")
+        found = [
+            use
+            for use in self._uses.on(place)
+            if use.subject.kind == "volume" and use.mount_namespace == here
+        ]
         if not found or mounting.mount_at(os.fsencode(place)) is None:
             raise NotFoundError(f"{target}: no volume of {self.store.root} is mounted here")
         use = found[-1]
@@ -350,11 +365,6 @@ class Volumes:
             mounting.unmount(os.fsencode(place), lazy=lazy)
             self._uses.remove(use.id)
             self._hide_unused(use.subject.name)
-
-    def settle(self, name: str) -> None:
-        """Unmount what the users of the volume *name* have left, if all are gone or killed."""
-        with self.alone(name):
-            self._hide_unused(name)
 
     def _hide_unused(self, name: str) -> None:
         with contextlib.suppress(NotFoundError):
@@ -373,7 +383,11 @@ class Volumes:
 
 
 def _bind(source: str, target: str, options: Iterable[str]) -> None:
-    attach([Mount("bind", source, tuple(options))], target)
+    try:
+        attach([Mount("bind", source, tuple(options))], target)
+    except MountError as error:
+        hint = "" if os.geteuid() == 0 else f"; without mounting, the files are in {source}"
+        raise MountError(f"{error}{hint}") from error
 
 
 def _subject(volume: Volume) -> Subject:

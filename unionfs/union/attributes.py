@@ -9,34 +9,41 @@ from typing import TYPE_CHECKING
 
 from unionfs.fuse.interface import Changes
 from unionfs.layer import syscalls, xattrs
-from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
+from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
 from unionfs.union import copymeta, passthrough
 from unionfs.union.copyup import copy_up, refuse_metacopy
-from unionfs.union.nodes import FileNode, Node
-from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected
+from unionfs.union.nodes import NO_DEFAULT_ACL, FileNode, Node
+from unionfs.union.protect import APPEND, IMMUTABLE, protection, refuse_protected, refuses_itself
 from unionfs.union.tree import MergedTree, fail
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Caller
 
 
-async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> None:
+async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> os.stat_result | None:
     """Apply *changes*; waits while the object is copied up.
+
+    Return the attributes that it has then, if they were read for little.
 
     Raises EROFS, EPERM for protected objects and for an owner that cannot be set.
     """
     tree.refuse_read_only()
-    bits = protection(tree, node)
+    # A file open for writing is cut even if it may not be.
+    alone = changes.size is None and refuses_itself(node)
+    bits = 0 if alone else protection(tree, node)
     times_only = (changes.mode, changes.uid, changes.gid, changes.size) == (None,) * 4
     if bits & IMMUTABLE or (bits & APPEND and not times_only):
         fail(errno.EPERM)
     if changes.size is not None and isinstance(node, FileNode):
         refuse_metacopy(tree, node)
         await passthrough.refuse_writing(node)
+    status: os.stat_result | None = None
     if not await copy_up(tree, node, changes=changes):
         _settle(tree, node)
-        _change(tree, node, changes)
-    _may_have_set_ids(node, with_times=(changes.size, changes.mtime_ns) != (None, None))
+        status = _change(tree, node, changes)
+    moved = changes.size is not None or changes.mtime_ns is not None
+    _may_have_set_ids(node, status, with_times=moved)
+    return status
 
 
 def _settle(tree: MergedTree, node: Node) -> None:
@@ -45,21 +52,22 @@ def _settle(tree: MergedTree, node: Node) -> None:
         passthrough.settle(tree, node)
 
 
-def _change(tree: MergedTree, node: Node, changes: Changes) -> None:
-    """Apply *changes* to an upper object."""
-    with tree.object(node) as path:
+def _change(tree: MergedTree, node: Node, changes: Changes) -> os.stat_result | None:
+    """Apply *changes* to an upper object; return its attributes if it is open for that."""
+    with tree.object(node) as target:
         if changes.size is not None:
             keeps = changes.keeps_set_ids
-            copymeta.strip_set_ids(path, tree.status(node).st_mode, keeps_set_ids=keeps)
+            copymeta.strip_set_ids(target, tree.status(node).st_mode, keeps_set_ids=keeps)
             set_size(tree, node, changes.size)
         if changes.uid is not None or changes.gid is not None:
-            copymeta.set_owner(tree, path, changes.uid, changes.gid)
+            copymeta.set_owner(tree, target, changes.uid, changes.gid)
         if changes.mode is not None and not stat.S_ISLNK(node.kind):
-            os.chmod(path, stat.S_IMODE(changes.mode))
+            os.chmod(target, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            syscalls.set_times(path, changes.atime_ns, changes.mtime_ns)
+            syscalls.set_times(target, changes.atime_ns, changes.mtime_ns)
         if _is_empty(changes):
-            syscalls.set_times(path, tree.status(node).st_atime_ns, None)  # ctime alone
+            syscalls.set_times(target, tree.status(node).st_atime_ns, None)  # ctime alone
+        return os.fstat(target) if isinstance(target, int) else None
 
 
 def _is_empty(changes: Changes) -> bool:
@@ -80,15 +88,17 @@ def set_size(tree: MergedTree, node: Node, size: int) -> None:
     if opened is not None and opened.writable:
         os.ftruncate(opened.fd, size)
         return
-    with tree.object(node) as path:
-        os.truncate(path, size)
+    with tree.object(node) as target:
+        os.truncate(xattrs.path_to(target), size)
 
 
-def _may_have_set_ids(node: Node, *, with_times: bool = False) -> None:
+def _may_have_set_ids(
+    node: Node, status: os.stat_result | None = None, *, with_times: bool = False
+) -> None:
     """Let the next write look for setuid, setgid and capabilities again."""
     if isinstance(node, FileNode) and node.opened is not None:
         node.opened.may_strip = True
-        passthrough.set_ids_changed(node, with_times=with_times)
+        passthrough.set_ids_changed(node, status, with_times=with_times)
 
 
 def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = False) -> bool:
@@ -100,8 +110,8 @@ def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = Fal
     if opened is not None and not opened.may_strip:
         return False
     mode = (tree.status(node) if opened is None else os.fstat(opened.fd)).st_mode
-    with tree.object(node) as path:
-        changed = copymeta.strip_set_ids(path, mode, keeps_set_ids=keeps_set_ids)
+    with tree.object(node) as target:
+        changed = copymeta.strip_set_ids(target, mode, keeps_set_ids=keeps_set_ids)
     if opened is not None:
         # What one writer may keep, the next may not.
         opened.may_strip = keeps_set_ids and bool(mode & (stat.S_ISUID | stat.S_ISGID))
@@ -128,14 +138,18 @@ def get_xattr(tree: MergedTree, node: Node, name: bytes) -> bytes:
     stored = tree.marks.stored(name)
     if stored is None:
         fail(errno.ENODATA)
-    with tree.object(node) as path:
-        return os.getxattr(path, stored)
+    if name == CAPABILITY and isinstance(node, FileNode):
+        opened = node.opened
+        if opened is not None and not opened.may_strip:
+            fail(errno.ENODATA)  # the kernel asks before the first write to each file
+    with tree.object(node) as target:
+        return os.getxattr(target, stored)
 
 
 def list_xattrs(tree: MergedTree, node: Node, caller: Caller) -> list[bytes]:
     """Return the names that *caller* may see: ``trusted.`` is for root."""
-    with tree.object(node) as path:
-        shown = [tree.marks.shown(name) for name in xattrs.names(path, follow=True)]
+    with tree.object(node) as target:
+        shown = [tree.marks.shown(name) for name in xattrs.names(target, follow=True)]
     privileged = caller.uid == 0
     return [
         name
@@ -153,23 +167,25 @@ async def set_xattr(
     stored = tree.marks.stored(name)
     if stored is None:
         fail(errno.EPERM)
-    with tree.object(node) as path:
-        _check_flags(path, stored, flags)
+    with tree.object(node) as target:
+        _check_flags(target, stored, flags)
     await copy_up(tree, node)
     _settle(tree, node)
-    with tree.object(node) as path:
-        xattrs.write(path, stored, value, flags, follow=True)
+    with tree.object(node) as target:
+        xattrs.write(target, stored, value, flags, follow=True)
         if name == ACL_ACCESS:
-            _drop_foreign_group(tree, node, path, caller)
+            _drop_foreign_group(tree, node, target, caller)
+    if name == ACL_DEFAULT:
+        node.known &= ~NO_DEFAULT_ACL
     _may_have_set_ids(node)
 
 
-def _check_flags(path: bytes, stored: bytes, flags: int) -> None:
+def _check_flags(target: bytes | int, stored: bytes, flags: int) -> None:
     """Fail before a copy-up for nothing."""
     if not flags:
         return
     try:
-        os.getxattr(path, stored)
+        os.getxattr(target, stored)
         present = True
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.ERANGE):
@@ -181,13 +197,13 @@ def _check_flags(path: bytes, stored: bytes, flags: int) -> None:
         fail(errno.ENODATA)
 
 
-def _drop_foreign_group(tree: MergedTree, node: Node, path: bytes, caller: Caller) -> None:
+def _drop_foreign_group(tree: MergedTree, node: Node, target: bytes | int, caller: Caller) -> None:
     """Clear setgid when the ACL was set by one who is not in the group (acl(5), chmod(2))."""
     status = tree.status(node)
     if not status.st_mode & stat.S_ISGID:
         return
     if caller.uid != 0 and status.st_gid not in (caller.gid, *_supplementary_groups(caller.pid)):
-        os.chmod(path, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
+        os.chmod(target, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
 
 
 def _supplementary_groups(pid: int) -> list[int]:
@@ -209,12 +225,12 @@ async def remove_xattr(tree: MergedTree, node: Node, name: bytes) -> None:
     if stored is None:
         fail(errno.EPERM)
     try:
-        with tree.object(node) as path:
-            os.getxattr(path, stored)
+        with tree.object(node) as target:
+            os.getxattr(target, stored)
     except OSError as error:
         if error.errno == errno.ENODATA and name in (ACL_ACCESS, ACL_DEFAULT):
             return  # an ACL that says nothing beyond the mode is never missing
         raise
     await copy_up(tree, node)
-    with tree.object(node) as path:
-        xattrs.remove(path, stored, follow=True)
+    with tree.object(node) as target:
+        xattrs.remove(target, stored, follow=True)

@@ -254,7 +254,7 @@ def unchanged_times(directory: Directory) -> Iterator[None]:
 
 def _restore_times(fd: int, status: os.stat_result) -> None:
     with contextlib.suppress(OSError):
-        os.utime(xattrs.fd_path(fd), ns=(status.st_atime_ns, status.st_mtime_ns))
+        syscalls.set_times(fd, status.st_atime_ns, status.st_mtime_ns)
 
 
 @contextlib.contextmanager

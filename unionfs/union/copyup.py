@@ -157,27 +157,24 @@ def _put_in_place(tree: MergedTree, node: FileNode, name: bytes, status: os.stat
 
 def open_lower(tree: MergedTree, node: FileNode) -> int:
     """Open the lower data of *node* for reading; the caller closes the descriptor."""
-    refuse_metacopy(tree, node)
-    return _open_source(tree, node)
-
-
-def _open_source(tree: MergedTree, node: FileNode) -> int:
     try:
         return tree.open_object(node, os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK)
     except PermissionError:
         return tree.open_object(node, os.O_RDONLY | os.O_NONBLOCK)
 
 
-def refuse_metacopy(tree: MergedTree, node: FileNode) -> None:
+def refuse_metacopy(tree: MergedTree, node: FileNode, fd: int = -1) -> None:
     """Raise EPERM if the data of *node* is elsewhere (``overlay.metacopy``).
 
-    So does the kernel's overlayfs when that feature is off.
+    So does the kernel's overlayfs when that feature is off. If it is open, *fd* is cheaper.
     """
     if node.known & NO_METACOPY:
         return
     layer = tree.layer_of(node)
     try:
-        if node.pinned >= 0:
+        if fd >= 0:
+            mark = layer.read_mark(fd, xattrs.METACOPY, follow=True)
+        elif node.pinned >= 0:
             mark = layer.read_mark(xattrs.fd_path(node.pinned), xattrs.METACOPY, follow=True)
         else:
             mark = layer.read_mark(xattrs.entry_path(*tree.location(node)), xattrs.METACOPY)
@@ -207,7 +204,7 @@ async def _copy_regular(
     wanted = status.st_size
     if changes is not None and changes.size is not None:
         wanted = min(changes.size, wanted)
-    source = _open_source(tree, node)
+    source = open_lower(tree, node)
     try:
         names = xattrs.names(source, follow=True)
         if tree.marks.holds(names, xattrs.METACOPY):
@@ -264,7 +261,7 @@ def _set_attributes(
         os.chmod(target, stat.S_IMODE(changes.mode))
     atime = times[0] if changes.atime_ns is None else changes.atime_ns
     if changes.mtime_ns is None and cut:
-        syscalls.set_times(xattrs.fd_path(target), atime, None)
+        syscalls.set_times(target, atime, None)
     else:
         os.utime(target, ns=(atime, times[1] if changes.mtime_ns is None else changes.mtime_ns))
 

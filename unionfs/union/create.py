@@ -22,7 +22,7 @@ from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode
 from unionfs.union.copyup import copy_up
 from unionfs.union.indexed import record_count
 from unionfs.union.lookup import child
-from unionfs.union.nodes import NO_METACOPY, NO_PROTATTR, DirNode, FileNode, Node
+from unionfs.union.nodes import NO_DEFAULT_ACL, NO_METACOPY, NO_PROTATTR, DirNode, FileNode, Node
 from unionfs.union.protect import refuse_new_names, refuse_protected
 from unionfs.union.tree import MergedTree, fail
 
@@ -60,7 +60,7 @@ def create_file(
     Return its node, a descriptor open for reading and writing, and its attributes.
     """
     directory = prepare_name(tree, parent, name)
-    final = _final_mode(tree, directory, name, stat.S_IFREG | mode, caller)
+    final = _final_mode(tree, parent, name, stat.S_IFREG | mode, caller)
     if final is not None:
         fd = os.open(name, _CREATE, final[0], dir_fd=directory.fd())
         try:
@@ -93,9 +93,9 @@ def create_file(
 
 
 def _final_mode(
-    tree: MergedTree, directory: Directory, name: bytes, mode: int, caller: Caller
+    tree: MergedTree, node: DirNode, name: bytes, mode: int, caller: Caller
 ) -> tuple[int, int] | None:
-    """Return the permissions with which making an object at *name* makes it complete at once.
+    """Return the permissions with which making *name* in *node* makes it complete at once.
 
     And the group that it will have. ``None`` where it needs to be prepared: there is a
     whiteout, or owner, permissions or ACLs will not be right by themselves, as they are
@@ -109,6 +109,7 @@ def _final_mode(
         permissions = 0
     elif permissions & (tree.identity.umask | stat.S_ISUID | stat.S_ISGID):
         return None
+    directory = tree.upper_of(node)
     if directory.lstat(name) is not None:
         return None
     parent = os.fstat(directory.fd())
@@ -118,9 +119,11 @@ def _final_mode(
             return None
     elif not inherits_group and caller.gid != tree.identity.gid:
         return None
-    path = xattrs.fd_path(directory.fd())
-    if not stat.S_ISLNK(mode) and xattrs.read(path, xattrs.ACL_DEFAULT, follow=True) is not None:
-        return None
+    if not stat.S_ISLNK(mode) and not node.known & NO_DEFAULT_ACL:
+        path = xattrs.fd_path(directory.fd())
+        if xattrs.read(path, xattrs.ACL_DEFAULT, follow=True) is not None:
+            return None
+        tree.learn(node, NO_DEFAULT_ACL)
     directory.added(name)
     return permissions, parent.st_gid if inherits_group else tree.identity.gid
 
@@ -214,7 +217,7 @@ def create_symlink(
 ) -> _Made:
     """Make a symbolic link to *target*."""
     directory = prepare_name(tree, parent, name)
-    final = _final_mode(tree, directory, name, stat.S_IFLNK, caller)
+    final = _final_mode(tree, parent, name, stat.S_IFLNK, caller)
     if final is not None:
         os.symlink(target, name, dir_fd=directory.fd())
         status = _made(tree, directory, name, final[1])
@@ -251,7 +254,7 @@ def create_directory(
     directory = prepare_name(tree, parent, name)
     shows_below = tree.shows_below(parent, name)
     if not shows_below:
-        ready = _final_mode(tree, directory, name, stat.S_IFDIR | mode, caller)
+        ready = _final_mode(tree, parent, name, stat.S_IFDIR | mode, caller)
         if ready is not None:
             os.mkdir(name, ready[0], dir_fd=directory.fd())
             status = _made(tree, directory, name, ready[1])
@@ -370,7 +373,7 @@ async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -
     if node.lower is not None or node.index is not None:
         mark_impure(tree, directory)
     with tree.object(node) as source:
-        _link(tree, source, directory, name)
+        _link(tree, xattrs.path_to(source), directory, name)
     if node.removed:
         node.linkable = False
         tree.nodes.appeared(node, tree.nodes.numbers.real(os.fstat(node.pinned)))

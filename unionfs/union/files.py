@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.fuse.interface import Changes, Opened
+from unionfs.layer import xattrs
 from unionfs.layer.tree import opened_up
 from unionfs.union import passthrough
 from unionfs.union.attributes import set_size, strip_set_ids
@@ -68,9 +69,9 @@ class OpenFiles:
             self._tree.refuse_read_only()
             _refuse_protected(self._tree, node, flags)
             await passthrough.refuse_writing(node)
-        if node.opened is None:
-            refuse_metacopy(self._tree, node)
         if flags & os.O_TRUNC:
+            if node.opened is None:
+                refuse_metacopy(self._tree, node)
             await self._truncate(node, keeps_set_ids=keeps_set_ids)
         elif writes and node.upper and node.loose:
             await copy_up(self._tree, node)  # the first write may be one that we do not see
@@ -92,12 +93,12 @@ class OpenFiles:
         if mode & (stat.S_ISUID | stat.S_ISGID) and not keeps_set_ids:
             self._tree.tell_changed(node)  # of a mode that changes, the kernel knows nothing
 
-    def adopt(self, node: FileNode, fd: int, flags: int, mode: int) -> Opened:
-        """Take over *fd*, on which a new file was made with *mode*."""
+    def adopt(self, node: FileNode, fd: int, flags: int, status: os.stat_result) -> Opened:
+        """Take over *fd*, on which a new file was made that has the attributes *status*."""
         node.opened = OpenFile(fd, writable=True)
-        if not mode & (stat.S_ISUID | stat.S_ISGID):
+        if not status.st_mode & (stat.S_ISUID | stat.S_ISGID):
             node.opened.may_strip = False  # it was just made, and has no capability either
-        passthrough.begin(self._tree, node, node.opened)
+        passthrough.begin(self._tree, node, node.opened, status)
         return self._add(node, flags)
 
     def _add(self, node: FileNode, flags: int) -> Opened:
@@ -108,26 +109,37 @@ class OpenFiles:
         return Opened(number, node.opened.backing, not node.backed)
 
     def _open_node(self, node: FileNode, flags: int) -> OpenFile:
-        if not node.upper:
-            return OpenFile(open_lower(self._tree, node), writable=False)
+        fd, writable = self._open_shown(node, flags)
         try:
-            fd, writable = self._tree.open_object(node, os.O_RDWR), True
+            refuse_metacopy(self._tree, node, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return OpenFile(fd, writable=writable)
+
+    def _open_shown(self, node: FileNode, flags: int) -> tuple[int, bool]:
+        """Open what *node* shows; say whether it may be written by that."""
+        if not node.upper:
+            return open_lower(self._tree, node), False
+        try:
+            return self._tree.open_object(node, os.O_RDWR), True
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ETXTBSY):
                 raise
             # An unprivileged daemon is bound by the mode of its own files.
             mode = flags & os.O_ACCMODE
             try:
-                fd, writable = self._tree.open_object(node, mode), mode != os.O_RDONLY
+                return self._tree.open_object(node, mode), mode != os.O_RDONLY
             except PermissionError:
-                fd, writable = self._open_own(node), True
-        return OpenFile(fd, writable=writable)
+                return self._open_own(node), True
 
     def _open_own(self, node: FileNode) -> int:
         """Open a file that shuts its owner out: who may use it, the kernel has checked."""
         bits = stat.S_IRUSR | stat.S_IWUSR
-        with self._tree.object(node) as path, opened_up(path, bits, follow=True):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with self._tree.object(node) as target:
+            path = xattrs.path_to(target)
+            with opened_up(path, bits, follow=True):
+                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     async def write(
         self, number: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool

@@ -82,11 +82,11 @@ def _record_protection(tree: MergedTree, node: Node, flags: int) -> None:
     letters = (b"a" if flags & FS_APPEND_FL else b"") + (b"i" if flags & FS_IMMUTABLE_FL else b"")
     layer = tree.upper_layer
     node.known &= ~NO_PROTATTR
-    with tree.object(node) as path:
+    with tree.object(node) as target:
         if letters:
-            layer.write_mark(path, xattrs.PROTATTR, letters, follow=True)
+            layer.write_mark(xattrs.path_to(target), xattrs.PROTATTR, letters, follow=True)
         else:
-            layer.remove_mark(path, xattrs.PROTATTR, follow=True)
+            layer.remove_mark(xattrs.path_to(target), xattrs.PROTATTR, follow=True)
 
 
 def measure_verity(tree: MergedTree, node: Node, size: int) -> bytes:
@@ -122,5 +122,8 @@ def _open(tree: MergedTree, node: Node) -> int:
     except PermissionError:
         if not node.in_upper:
             raise
-    with tree.object(node) as path, opened_up(path, stat.S_IRUSR, follow=True):
+    with (
+        tree.object(node) as target,
+        opened_up(xattrs.path_to(target), stat.S_IRUSR, follow=True),
+    ):
         return tree.open_object(node, os.O_RDONLY | os.O_NONBLOCK)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from unionfs.fuse.interface import Attr, DirectoryEntry, Entry, ListedName
+from unionfs.fuse.interface import DirectoryEntry, Entry, ListedName
 from unionfs.layer import xattrs
 from unionfs.union import merge
 from unionfs.union.adopt import adopt
@@ -45,7 +45,7 @@ class Listings:
         self._kept: OrderedDict[DirNode, Snapshot] = OrderedDict()
         self._total = 0
 
-    async def entries(self, node: DirNode, offset: int) -> Iterator[DirectoryEntry]:
+    async def entries(self, node: DirNode, offset: int) -> Iterator[DirectoryEntry | ListedName]:
         """Return what follows *offset*, with attributes. Gives way while it gathers many names."""
         return self._entries(node, await self._snapshot(node, offset), offset)
 
@@ -112,10 +112,10 @@ class Listings:
 
     # With attributes
 
-    def _entries(self, node: DirNode, snapshot: Snapshot, offset: int) -> Iterator[DirectoryEntry]:
-        for position, above in _dots(node, offset):
-            attr = Attr(above.ino, stat.S_IFDIR | 0o755, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-            yield DirectoryEntry(DOTS[position - 1], position, Entry(above.ino, attr))
+    def _entries(
+        self, node: DirNode, snapshot: Snapshot, offset: int
+    ) -> Iterator[DirectoryEntry | ListedName]:
+        yield from _dots(node, offset)
         tree = self._tree
         names, positions = snapshot.names, snapshot.positions
         first = snapshot.after(offset)
@@ -163,8 +163,7 @@ class Listings:
     # Without
 
     def _names(self, node: DirNode, snapshot: Snapshot, offset: int) -> Iterator[ListedName]:
-        for position, above in _dots(node, offset):
-            yield ListedName(DOTS[position - 1], position, above.ino, stat.S_IFDIR)
+        yield from _dots(node, offset)
         first = snapshot.after(offset)
         if first == len(snapshot):
             self._done(node, snapshot)
@@ -227,7 +226,7 @@ class Listings:
         return status.st_dev
 
 
-def _dots(node: DirNode, offset: int) -> Iterator[tuple[int, DirNode]]:
+def _dots(node: DirNode, offset: int) -> Iterator[ListedName]:
     for position, above in enumerate((node, node.parent or node), start=1):
         if offset < position:
-            yield position, above
+            yield ListedName(DOTS[position - 1], position, above.ino, stat.S_IFDIR)

@@ -66,8 +66,7 @@ def _find(tree: MergedTree, parent: DirNode, name: bytes) -> Found | None:
     candidates = sieves.candidates(parent, name)
     if not candidates:
         return None
-    places = parent.places()
-    found = merge.find(tree.stack.lowers, places, name, candidates=candidates)
-    if len(candidates) == len(places):
+    found = merge.find(tree.stack.lowers, parent.places(), name, candidates=candidates)
+    if len(candidates) == len(parent.lowers) + (parent.upper is not None):
         sieves.asked(parent, candidates, found)
     return found

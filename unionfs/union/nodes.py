@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NO_METACOPY: Final = 1
 #: The upper object has no ``overlay.protattr``.
 NO_PROTATTR: Final = 2
+#: The directory passes no ACL on to what is made in it.
+NO_DEFAULT_ACL: Final = 8
 #: The lower object is neither immutable nor append-only.
 NO_PROTECTION: Final = 4
 

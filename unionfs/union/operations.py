@@ -6,7 +6,6 @@ nodes entries. See ``fuse.interface.FileSystem`` for what each method promises.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 
@@ -32,7 +31,7 @@ from unionfs.union.listing import Listings
 from unionfs.union.lookup import look
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.rename import rename
-from unionfs.union.tree import MergedTree, fail
+from unionfs.union.tree import MergedTree
 from unionfs.waiting import blocking
 
 
@@ -52,15 +51,13 @@ class UnionFS:
 
     # Nodes
 
-    async def lookup(self, parent: int, name: bytes) -> Entry:
+    def lookup(self, parent: int, name: bytes) -> Entry | None:
         directory = self._nodes.directory(parent)
         if name in (b".", b".."):
             above = directory.parent if name == b".." else directory
             return self._entry(above or directory)
         node, status = look(self._tree, directory, name)
-        if node is None:
-            fail(errno.ENOENT, name)
-        return self._entry(node, status)
+        return None if node is None else self._entry(node, status)
 
     def _entry(self, node: Node, status: os.stat_result | None = None) -> Entry:
         """Return the entry for *node*, counted as a reference of the kernel's."""
@@ -76,18 +73,18 @@ class UnionFS:
 
     # Attributes
 
-    async def getattr(self, node: int) -> Attr:
+    def getattr(self, node: int) -> Attr:
         return self._tree.attr(self._nodes.get(node))
 
     async def setattr(self, node: int, changes: Changes) -> Attr:
         found = self._nodes.get(node)
-        await attributes.set_attributes(self._tree, found, changes)
-        return self._tree.attr(found)
+        status = await attributes.set_attributes(self._tree, found, changes)
+        return self._tree.attr(found, status)
 
-    async def getxattr(self, node: int, name: bytes) -> bytes:
+    def getxattr(self, node: int, name: bytes) -> bytes:
         return attributes.get_xattr(self._tree, self._nodes.get(node), name)
 
-    async def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
+    def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
         return attributes.list_xattrs(self._tree, self._nodes.get(node), caller)
 
     async def setxattr(
@@ -99,7 +96,7 @@ class UnionFS:
     async def removexattr(self, node: int, name: bytes) -> None:
         await attributes.remove_xattr(self._tree, self._nodes.get(node), name)
 
-    async def readlink(self, node: int) -> bytes:
+    def readlink(self, node: int) -> bytes:
         found = self._nodes.get(node)
         if found.pinned >= 0:
             return os.readlink(b"", dir_fd=found.pinned)
@@ -112,7 +109,7 @@ class UnionFS:
         finally:
             os.close(fd)
 
-    async def statfs(self) -> Statfs:
+    def statfs(self) -> Statfs:
         stack = self._tree.stack
         layer = stack.lowers[0] if stack.upper is None else stack.upper
         sizes = os.statvfs(layer.root_fd)
@@ -128,19 +125,19 @@ class UnionFS:
             sizes.f_namemax,
         )
 
-    async def birth_time(self, node: int) -> int | None:
+    def birth_time(self, node: int) -> int | None:
         return attributes.birth_time(self._tree, self._nodes.get(node))
 
-    async def get_flags(self, node: int) -> int:
+    def get_flags(self, node: int) -> int:
         return get_flags(self._tree, self._nodes.get(node))
 
     async def set_flags(self, node: int, flags: int) -> None:
         await set_flags(self._tree, self._nodes.get(node), flags)
 
-    async def get_xflags(self, node: int) -> bytes:
+    def get_xflags(self, node: int) -> bytes:
         return get_xflags(self._tree, self._nodes.get(node))
 
-    async def measure_verity(self, node: int, size: int) -> bytes:
+    def measure_verity(self, node: int, size: int) -> bytes:
         return measure_verity(self._tree, self._nodes.get(node), size)
 
     async def syncfs(self) -> None:
@@ -150,15 +147,15 @@ class UnionFS:
 
     # Names
 
-    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
         return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, caller))
 
-    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
         return self._entry(*create.create_directory(self._tree, directory, name, mode, caller))
 
-    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
         return self._entry(*create.create_symlink(self._tree, directory, name, target, caller))
 
@@ -181,24 +178,22 @@ class UnionFS:
 
     # Files
 
-    async def create(
+    def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         made = create.create_file(self._tree, directory, name, mode, caller)
-        return self._created(*made, flags, mode)
+        return self._created(*made, flags)
 
-    async def tmpfile(
-        self, parent: int, mode: int, flags: int, caller: Caller
-    ) -> tuple[Entry, Opened]:
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
         made = create.create_nameless(self._tree, directory, mode, flags, caller)
-        return self._created(*made, flags, mode)
+        return self._created(*made, flags)
 
     def _created(
-        self, node: FileNode, fd: int, status: os.stat_result, flags: int, mode: int
+        self, node: FileNode, fd: int, status: os.stat_result, flags: int
     ) -> tuple[Entry, Opened]:
-        opened = self._files.adopt(node, fd, flags, mode)
+        opened = self._files.adopt(node, fd, flags, status)
         try:
             return self._entry(node, status), opened
         except BaseException:
@@ -220,7 +215,7 @@ class UnionFS:
     async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
         await ranges.fallocate(self._tree, self._files, handle, offset, length, mode)
 
-    async def seek(self, handle: int, offset: int, whence: int) -> int:
+    def seek(self, handle: int, offset: int, whence: int) -> int:
         return ranges.seek(self._files, handle, offset, whence)
 
     async def copy_range(
@@ -229,7 +224,7 @@ class UnionFS:
         places = (source, source_offset), (target, target_offset)
         return await ranges.copy_range(self._tree, self._files, *places, length)
 
-    async def release(self, handle: int) -> None:
+    def release(self, handle: int) -> None:
         self._nodes.drop_unknown(self._files.release(handle))
 
     async def fsync(self, handle: int, *, data_only: bool) -> None:
@@ -237,7 +232,7 @@ class UnionFS:
 
     # Directories
 
-    async def readdir_plus(self, node: int, offset: int) -> Iterator[DirectoryEntry]:
+    async def readdir_plus(self, node: int, offset: int) -> Iterator[DirectoryEntry | ListedName]:
         return await self._listings.entries(self._nodes.directory(node, removed=True), offset)
 
     async def readdir_names(self, node: int, offset: int) -> Iterator[ListedName]:

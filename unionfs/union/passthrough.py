@@ -29,20 +29,27 @@ _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _PAUSES: Final = (0.001, 0.005, 0.02)
 
 
-def begin(tree: MergedTree, node: FileNode, opened: OpenFile) -> None:
-    """Let the kernel have the file that was just opened, where that is safe and possible."""
+def begin(
+    tree: MergedTree, node: FileNode, opened: OpenFile, status: os.stat_result | None = None
+) -> None:
+    """Let the kernel have the file that was just opened, where that is safe and possible.
+
+    *status* are its attributes, if just read.
+    """
     if tree.kernel is None or not _may_be_backing(tree, node):
         return
     if not node.upper and node.copying is not None:
         return  # soon it is not what there is to be read
-    if node.upper and opened.may_strip and os.fstat(opened.fd).st_mode & _SET_IDS:
+    if status is None:
+        status = os.fstat(opened.fd)
+    if node.upper and opened.may_strip and status.st_mode & _SET_IDS:
         return  # every write is ours to see
     try:
         opened.backing = tree.kernel.open_backing(opened.fd)
     except OSError:
         return  # no privilege, or a layer that is itself stacked: through the page cache
     opened.backs_lower = not node.upper and tree.stack.work is not None
-    opened.known_mtime = os.fstat(opened.fd).st_mtime_ns
+    opened.known_mtime = status.st_mtime_ns
     node.backed = True
 
 
@@ -65,16 +72,18 @@ async def refuse_writing(node: FileNode) -> None:
         fail(errno.ETXTBSY)
 
 
-def set_ids_changed(node: FileNode, *, with_times: bool) -> None:
+def set_ids_changed(node: FileNode, status: os.stat_result | None, *, with_times: bool) -> None:
     """Remember since when a file that the kernel may be writing is setuid or setgid.
 
     It has been settled before; so what was written meanwhile counts as written after the
-    change, unless that moved the times, too (*with_times*).
+    change, unless that moved the times, too (*with_times*). *status* are its attributes since,
+    if they were read.
     """
     opened = node.opened
     if opened is None or not opened.backing or opened.backs_lower:
         return
-    status = os.fstat(opened.fd)
+    if status is None:
+        status = os.fstat(opened.fd)
     since = status.st_mtime_ns if with_times else opened.known_mtime
     opened.set_ids_since = since if status.st_mode & _SET_IDS else None
 

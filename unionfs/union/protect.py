@@ -50,24 +50,30 @@ def protection(tree: MergedTree, node: Node) -> int:
     return bits | (IMMUTABLE if b"i" in letters else 0) | (APPEND if b"a" in letters else 0)
 
 
-def refuse_protected(tree: MergedTree, node: Node) -> None:
-    """Raise EPERM if *node* may not be changed, renamed, linked or removed."""
-    if protection(tree, node):
+def refuses_itself(node: Node) -> bool:
+    """Say whether the upper file system knows all that protects *node*, and refuses by itself.
+
+    That is enough where one system call makes the whole change.
+    """
+    return bool(node.known & NO_PROTATTR) and node.in_upper
+
+
+def refuse_protected(tree: MergedTree, node: Node, *, at_once: bool = False) -> None:
+    """Raise EPERM if *node* may not be changed, renamed, linked or removed.
+
+    *at_once*: see ``refuses_itself``.
+    """
+    if not (at_once and refuses_itself(node)) and protection(tree, node):
         fail(errno.EPERM)
 
 
 def refuse_new_names(tree: MergedTree, parent: DirNode, *, at_once: bool = False) -> None:
-    """Raise EPERM if no name may be added to *parent*.
-
-    Where the name is made *at_once*, an upper directory's own file system refuses by itself.
-    """
-    if at_once and parent.in_upper and parent.known & NO_PROTATTR:
-        return
-    if protection(tree, parent) & IMMUTABLE:
+    """Raise EPERM if no name may be added to *parent*; *at_once* as above."""
+    if not (at_once and refuses_itself(parent)) and protection(tree, parent) & IMMUTABLE:
         fail(errno.EPERM)
 
 
-def refuse_lost_names(tree: MergedTree, parent: DirNode) -> None:
-    """Raise EPERM if no name may be taken from *parent*."""
-    if protection(tree, parent):
+def refuse_lost_names(tree: MergedTree, parent: DirNode, *, at_once: bool = False) -> None:
+    """Raise EPERM if no name may be taken from *parent*; *at_once* as above."""
+    if not (at_once and refuses_itself(parent)) and protection(tree, parent):
         fail(errno.EPERM)

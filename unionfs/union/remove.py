@@ -74,8 +74,14 @@ def _present(tree: MergedTree, parent: DirNode, name: bytes) -> Node:
 
 
 def _refuse_removal(tree: MergedTree, parent: DirNode, node: Node) -> None:
-    refuse_protected(tree, node)
-    refuse_lost_names(tree, parent)
+    at_once = is_plain_upper(node)
+    refuse_protected(tree, node, at_once=at_once)
+    refuse_lost_names(tree, parent, at_once=at_once)
+
+
+def is_plain_upper(node: Node) -> bool:
+    """Say whether one system call in the upper layer removes or replaces *node*."""
+    return node.in_upper and not (isinstance(node, FileNode) and node.index is not None)
 
 
 def take_away(

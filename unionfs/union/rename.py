@@ -31,7 +31,7 @@ from unionfs.union.indexed import counts_names, record_count
 from unionfs.union.lookup import child
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.protect import refuse_lost_names, refuse_new_names, refuse_protected
-from unionfs.union.remove import lose_directory, lose_name
+from unionfs.union.remove import is_plain_upper, lose_directory, lose_name
 from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
 
@@ -89,13 +89,17 @@ async def rename(
 
 
 def _refuse(tree: MergedTree, old: _Place, new: _Place, *, exchange: bool) -> None:
+    # Moving a file of the upper changes nothing else before, whereas directories get marks.
+    at_once = isinstance(old.node, FileNode) and all(
+        place.node is None or is_plain_upper(place.node) for place in (old, new)
+    )
     for place in (old, new):
         if place.node is None:
-            refuse_new_names(tree, place.parent)
+            refuse_new_names(tree, place.parent, at_once=at_once)
             continue
-        refuse_protected(tree, place.node)
+        refuse_protected(tree, place.node, at_once=at_once)
         if place is old or place.parent is not old.parent:
-            refuse_lost_names(tree, place.parent)
+            refuse_lost_names(tree, place.parent, at_once=at_once)
     if not tree.options.redirect_dir:
         for place in (old, new) if exchange else (old,):
             if isinstance(place.node, DirNode) and place.node.lowers:

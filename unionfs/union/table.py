@@ -153,9 +153,12 @@ class NodeTable:
         self._freshness.found(node)
         for real in reals:
             known = self.by_real(real)
-            if known is not None:
+            if known is not None and known is not node:
                 self.let_go(known, real)
-            self.stands_for(node, real)
+            if real == node.ino and node.real < 0 and real not in self._by_real:
+                node.real = real  # as most are: found by the number that it shows
+            else:
+                self.stands_for(node, real)
 
     def stands_for(self, node: Node, real: int) -> None:
         """Let *node* stand for one more object: its copy, or what it was copied from."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
@@ -52,6 +51,24 @@ class Identity(NamedTuple):
         umask = os.umask(0o077)
         os.umask(umask)
         return cls(os.geteuid(), os.getegid(), umask)
+
+
+class Reached:
+    """What leads to an object for a while: see ``MergedTree.object``."""
+
+    __slots__ = ("_own", "_target")
+
+    def __init__(self, target: bytes | int, own: int = -1) -> None:
+        self._target = target
+        #: The descriptor that was opened for it, else -1.
+        self._own = own
+
+    def __enter__(self) -> bytes | int:
+        return self._target
+
+    def __exit__(self, *_: object) -> None:
+        if self._own >= 0:
+            os.close(self._own)
 
 
 class MergedTree:
@@ -241,6 +258,8 @@ class MergedTree:
                 # Need not be opened for this; elsewhere that tells what is mounted on it.
                 return os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
             return os.fstat(top.fd())
+        if isinstance(node, FileNode) and node.opened is not None:
+            return os.fstat(node.opened.fd)
         dirfd, name = self.location(node)
         return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
 
@@ -250,20 +269,28 @@ class MergedTree:
             return node.opened.fd
         return node.pinned
 
-    @contextmanager
-    def object(self, node: Node) -> Iterator[bytes]:
-        """Yield a path that leads to what *node* shows, whatever its names do meanwhile."""
-        fd = self.held(node)
-        if fd < 0 and isinstance(node, DirNode):
-            fd = node.top().fd()
+    def object(self, node: Node) -> Reached:
+        """Give, for a ``with``, what leads to what *node* shows, whatever its names do meanwhile.
+
+        That is a descriptor of a regular file, if we may read it; else a path that leads to
+        one with O_PATH, by which system calls cost more.
+        """
+        fd = node.pinned
+        if isinstance(node, DirNode):
+            fd = fd if fd >= 0 else node.top().fd()
+        elif fd < 0 and isinstance(node, FileNode) and node.opened is not None:
+            return Reached(node.opened.fd)
         if fd >= 0:
-            yield xattrs.fd_path(fd)
-            return
-        fd = self.open_object(node)
-        try:
-            yield xattrs.fd_path(fd)
-        finally:
-            os.close(fd)
+            return Reached(xattrs.fd_path(fd))
+        fd, complete = self._open_readable(node)
+        return Reached(fd if complete else xattrs.fd_path(fd), fd)
+
+    def _open_readable(self, node: Node) -> tuple[int, bool]:
+        """Open what *node* shows; say whether for reading, or O_PATH."""
+        if node.kind == stat.S_IFREG:
+            with suppress(PermissionError):
+                return self.open_object(node, os.O_RDONLY | os.O_NONBLOCK), True
+        return self.open_object(node), False
 
     def open_object(self, node: Node, flags: int = os.O_PATH) -> int:
         """Open what *node* shows with *flags*; the caller closes the descriptor.
@@ -295,17 +322,10 @@ class MergedTree:
         options = self.options
         return Attr(
             node.ino,
-            status.st_mode,
             self._nlink(node, status),
             status.st_uid if options.squash_to_uid is None else options.squash_to_uid,
             status.st_gid if options.squash_to_gid is None else options.squash_to_gid,
-            status.st_rdev,
-            status.st_size,
-            status.st_blocks,
-            status.st_blksize,
-            status.st_atime_ns,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
+            status,
         )
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
