@@ -4,6 +4,7 @@
     ├── UsageError        1   a bad option or a wrong invocation
     ├── LayerError        32  a layer that cannot be used
     ├── MountError        32  the mount itself failed
+    ├── CommandError      125 to 127: what `unionfs run` could not run
     └── StoreError        1   a snapshot, an image or a volume
         ├── NotFoundError             there is none of that name
         ├── AlreadyExistsError        the name is taken
@@ -50,6 +51,14 @@ class LayerError(UnionError):
 
 class MountError(UnionError):
     """The mount itself failed."""
+
+
+class CommandError(UnionError):
+    """A command could not be run in a container; *exit_code* tells why, as Docker's does."""
+
+    def __init__(self, exit_code: int, line: str) -> None:
+        super().__init__(line)
+        self.exit_code = exit_code
 
 
 class StoreError(UnionError):

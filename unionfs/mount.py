@@ -20,28 +20,35 @@ from unionfs.options import require_layers, with_defaults
 
 if TYPE_CHECKING:
     from unionfs.daemon import Ready
+    from unionfs.namespace import MountNamespace
     from unionfs.options import MountOptions
 
 _FUSE_CONF = "/etc/fuse.conf"
 
 
-def mount(options: MountOptions, target: bytes, *, foreground: bool) -> None:
+def mount(
+    options: MountOptions, target: bytes, *, foreground: bool, home: MountNamespace | None = None
+) -> None:
     """Mount the union that *options* name on *target*.
 
     In the *foreground* this serves the mount until it is unmounted or a signal ends it;
-    else it returns when a daemon does so and the mount is live. Nothing stays mounted when
-    it raises `UnionError` or ``OSError``.
+    else it returns when a daemon does so and the mount is live. A daemon with a *home* goes
+    there once it has mounted: the mount then ends with the mount namespace it was made in.
+    Nothing stays mounted when it raises
+    `UnionError` or ``OSError``.
     """
     daemon.fill_standard_descriptors()
     options = _checked(options)
     place = _resolve_target(target)
     OUTPUT.debug = options.debug
     if foreground:
-        _serve(options, place, lambda: None)
+        _serve(options, place, lambda: None, home)
         return
     before = {entry.mount_id for entry in mounting.unions() if entry.target == place}
     try:
-        daemon.start(lambda ready: _serve(options, place, ready), keep=mounting.device_of(place))
+        daemon.start(
+            lambda ready: _serve(options, place, ready, home), keep=mounting.device_of(place)
+        )
     except (UnionError, KeyboardInterrupt):
         _clear(place, before)
         raise
@@ -99,8 +106,8 @@ def _clear(place: bytes, before: set[int]) -> None:
                 mounting.unmount(place, lazy=True)
 
 
-def _serve(options: MountOptions, place: bytes, ready: Ready) -> None:
+def _serve(options: MountOptions, place: bytes, ready: Ready, home: MountNamespace | None) -> None:
     # The FUSE library and trio take longer to import than all the rest; only the server pays.
     from unionfs.service import serve  # noqa: PLC0415 - see above
 
-    serve(options, place, ready)
+    serve(options, place, ready, home)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from unionfs.daemon import Ready
     from unionfs.fuse.interface import Session
+    from unionfs.fuse.mounting import MountEntry
+    from unionfs.namespace import MountNamespace
     from unionfs.options import MountOptions
     from unionfs.registry import Record
 
@@ -29,11 +31,14 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 log = Log(__name__)
 
 
-def serve(options: MountOptions, place: bytes, ready: Ready) -> None:
+def serve(
+    options: MountOptions, place: bytes, ready: Ready, home: MountNamespace | None = None
+) -> None:
     """Open the layers, mount them on *place* and serve until unmounted or told by a signal.
 
-    Calls *ready* once, when the kernel has its first answer. Raises `UnionError` and
-    ``OSError``; nothing stays mounted if that is before *ready*.
+    With *home* it is served from there: the namespace that it is mounted in can end, and
+    the mount with it. Calls *ready* once, when the kernel has its first answer. Raises
+    `UnionError` and ``OSError``; nothing stays mounted if that is before *ready*.
     """
     daemon.raise_descriptor_limit()
     # The modes of new files are the business of the callers' umasks.
@@ -45,10 +50,13 @@ def serve(options: MountOptions, place: bytes, ready: Ready) -> None:
         # From the mount on a signal must find the loop that unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         session.mount(place, options.fsname, options.fuse_options)
+        entry = mounting.entry_of(place)
+        if home is not None:
+            home.enter()
         # What is there by now stays; garbage is looked for in what comes.
         gc.freeze()
         gc.enable()
-        _Service(session, place, shown, ready).run()
+        _Service(session, place, entry, shown, ready).run()
 
 
 def _with_absolute_layers(options: MountOptions) -> MountOptions:
@@ -67,9 +75,17 @@ def _with_absolute_layers(options: MountOptions) -> MountOptions:
 class _Service:
     """A mount, from the moment that it is there to its end."""
 
-    def __init__(self, session: Session, place: bytes, options: MountOptions, ready: Ready) -> None:
+    def __init__(
+        self,
+        session: Session,
+        place: bytes,
+        entry: MountEntry | None,
+        options: MountOptions,
+        ready: Ready,
+    ) -> None:
         self._session = session
         self._place = place
+        self._entry = entry
         self._options = options
         self._tell_ready = ready
         self._is_ready = False
@@ -114,7 +130,7 @@ class _Service:
             self._is_ready = True
 
     def _write_record(self) -> None:
-        entry = mounting.entry_of(self._place)
+        entry = self._entry
         if entry is None or entry.kind != mounting.FSTYPE:
             return
         record = registry.describe_self(

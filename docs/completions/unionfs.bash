@@ -103,6 +103,43 @@ _unionfs_snapshot() {
   esac
 }
 
+# _unionfs_run PREVIOUS ARGUMENT: the words after "run", of which the first that is no option
+# nor an option's value is the image.
+_unionfs_run() {
+  local i word image=''
+  for ((i = 2; i < COMP_CWORD; i++)); do
+    word=${COMP_WORDS[i]}
+    case $word in
+      --rm | --interactive | --tty | --detach | --read-only | --*=*) ;;
+      --* | -[vewu]) ((i++)) ;;
+      -*) ;;
+      *) image=$word && break ;;
+    esac
+  done
+  if [[ -n $image ]]; then
+    compopt -o filenames
+    _unionfs_reply '' -f -- "$2"
+    return
+  fi
+  case $1 in
+    -v | --volume | --root) _unionfs_directories '' "$2" ;;
+    --driver) _unionfs_reply '' -W 'overlay' -- "$2" ;;
+    -u | --user) _unionfs_reply '' -u -- "$2" ;;
+    --mount) _unionfs_reply '' -W 'type=bind, type=volume, type=tmpfs,' -- "$2" ;;
+    --name | --tmpfs | -e | --env | -w | --workdir | --entrypoint | --hostname | --storage-opt) ;;
+    *)
+      if [[ $2 == -* ]]; then
+        _unionfs_reply '' -W '--rm -i -t -d -v -e -w -u --interactive --tty --detach --name --volume
+          --tmpfs --mount --env --workdir --user --entrypoint --hostname --read-only --root --driver
+          --storage-opt --help' -- "$2"
+      else
+        local IFS=$'\n'
+        _unionfs_reply '' -W "$(_unionfs_images; _unionfs_keys)" -- "$2"
+      fi
+      ;;
+  esac
+}
+
 _unionfs_images() {
   local root driver
   root=$(_unionfs_given --root) driver=$(_unionfs_given --driver)
@@ -241,6 +278,10 @@ _unionfs() {
   local _unionfs_cut=$((${#argument} - ${#piece}))
   COMPREPLY=()
 
+  if [[ $command == run ]] && ((COMP_CWORD > 1)); then
+    _unionfs_run "$previous" "$argument"
+    return
+  fi
   if [[ $command == snapshot ]] && ((COMP_CWORD > 1)); then
     _unionfs_snapshot "$previous" "$argument"
     return
@@ -265,7 +306,7 @@ _unionfs() {
       ;;
   esac
   if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
-    _unionfs_reply '' -W 'mount umount ls diff snapshot image volume' -- "$argument"
+    _unionfs_reply '' -W 'mount umount ls diff run snapshot image volume' -- "$argument"
   fi
   case $command:$argument in
     umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;

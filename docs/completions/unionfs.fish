@@ -57,7 +57,7 @@ function __unionfs_command --description 'Whether the command is one of the argu
 end
 
 function __unionfs_mounting --description 'Whether a union is being mounted'
-    not __unionfs_command umount ls diff snapshot image volume
+    not __unionfs_command umount ls diff run snapshot image volume
 end
 
 complete --command unionfs --no-files
@@ -65,6 +65,7 @@ complete --command unionfs --condition __fish_use_subcommand --arguments mount -
 complete --command unionfs --condition __fish_use_subcommand --arguments umount --description 'Unmount it, wait for its daemon'
 complete --command unionfs --condition __fish_use_subcommand --arguments ls --description 'List the mounted unions'
 complete --command unionfs --condition __fish_use_subcommand --arguments diff --description 'List what the upper layer changes'
+complete --command unionfs --condition __fish_use_subcommand --arguments run --description 'Run a command over a fresh layer'
 complete --command unionfs --condition __fish_use_subcommand --arguments snapshot --description 'Keep trees on top of one another'
 complete --command unionfs --condition __fish_use_subcommand --arguments image --description 'Bring images in and out'
 complete --command unionfs --condition __fish_use_subcommand --arguments volume --description 'Keep files that outlive who uses them'
@@ -134,3 +135,22 @@ complete --command unionfs --condition '__unionfs_command volume' --short-option
 complete --command unionfs --condition '__unionfs_command volume' --long-option id --require-parameter --description 'Who uses it'
 complete --command unionfs --condition '__unionfs_command volume' --long-option options --require-parameter --description 'Mount options'
 complete --command unionfs --condition '__unionfs_command volume' --long-option compression --require-parameter --arguments 'gzip zstd none' --description 'Of the archive'
+
+complete --command unionfs --condition '__unionfs_command run' --arguments '(unionfs image ls -q 2>/dev/null) (__fish_complete_path)'
+complete --command unionfs --condition '__unionfs_command run' --long-option rm --description 'Remove the layer at the end'
+complete --command unionfs --condition '__unionfs_command run' --short-option i --long-option interactive --description 'Standard input is the command\'s'
+complete --command unionfs --condition '__unionfs_command run' --short-option t --long-option tty --description 'Give it a terminal'
+complete --command unionfs --condition '__unionfs_command run' --short-option d --long-option detach --description 'Print the name and return'
+complete --command unionfs --condition '__unionfs_command run' --long-option name --require-parameter --description 'Name of the container'
+complete --command unionfs --condition '__unionfs_command run' --short-option v --long-option volume --require-parameter --arguments '(__fish_complete_directories)' --description 'Show a volume or a directory of the host'
+complete --command unionfs --condition '__unionfs_command run' --long-option tmpfs --require-parameter --description 'File system in memory'
+complete --command unionfs --condition '__unionfs_command run' --long-option mount --require-parameter --description 'Bind, volume or tmpfs'
+complete --command unionfs --condition '__unionfs_command run' --short-option e --long-option env --require-parameter --description 'Set a variable'
+complete --command unionfs --condition '__unionfs_command run' --short-option w --long-option workdir --require-parameter --description 'Directory to start in'
+complete --command unionfs --condition '__unionfs_command run' --short-option u --long-option user --require-parameter --arguments '(__fish_complete_users)' --description 'Whom it runs as'
+complete --command unionfs --condition '__unionfs_command run' --long-option entrypoint --require-parameter --description 'Program'
+complete --command unionfs --condition '__unionfs_command run' --long-option hostname --require-parameter --description 'Host name'
+complete --command unionfs --condition '__unionfs_command run' --long-option read-only --description 'Make the root file system read-only'
+complete --command unionfs --condition '__unionfs_command run' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
+complete --command unionfs --condition '__unionfs_command run' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
+complete --command unionfs --condition '__unionfs_command run' --long-option storage-opt --require-parameter --description 'Option of the driver'

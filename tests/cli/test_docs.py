@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options
-from unionfs.cli import diff, image, ls, mount8, mount_command, snapshot, umount, usage, volume
+from unionfs.cli import diff, image, ls, mount8, mount_command, run, snapshot, umount, usage, volume
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = [
     "unionfs.1",
+    "unionfs-run.1",
     "unionfs-snapshot.1",
     "unionfs-image.1",
     "unionfs-volume.1",
@@ -63,6 +64,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         "umount",
         "ls",
         "diff",
+        "run",
         "snapshot",
         "image",
         "volume",
@@ -72,6 +74,8 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         *SESSION_NAMES,
     ):
         assert word in names(text)
+    for flag in run._GRAMMAR.aliases.keys() | {"rm", "tmpfs", "entrypoint", "hostname", "name"}:
+        assert flag in names(text)
     for flag in ("lazy", "json", "foreground", "debug", "verbose", "session", "help", "version"):
         assert flag in names(text)
 
@@ -80,6 +84,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     ("page", "grammars"),
     [
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
+        ("unionfs-run.1", [run._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
         ("unionfs-image.1", [verb.grammar for verb in image.VERBS.values()]),
         ("unionfs-volume.1", [verb.grammar for verb in volume.VERBS.values()]),
@@ -146,6 +151,9 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "mount ", "-o ", "lowerdir", "=", "data,upp"], ["data,upperdir="]),
         (["unionfs ", "mount ", "-o ", "ro,redirect_dir", "=", "o"], ["on", "off"]),
         (["unionfs ", "diff ", "da"], ["data"]),
+        (["unionfs ", "run ", "--re"], ["--read-only"]),
+        (["unionfs ", "run ", "--rm ", "-v ", "da"], ["data"]),
+        (["unionfs ", "run ", "--rm ", "-i ", "image ", "da"], ["data"]),
         (["unionfs ", "snap"], ["snapshot"]),
         (["unionfs ", "snapshot ", "c"], ["commit", "capture", "cleanup"]),
         (["unionfs ", "snapshot ", "umount ", "--l"], ["--lazy"]),

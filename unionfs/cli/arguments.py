@@ -46,8 +46,11 @@ class Arguments(NamedTuple):
             raise UsageError(f"{self.unknown[0]}: unknown argument")
 
 
-def scan(argv: list[str], grammar: Grammar) -> Arguments:
-    """Take *argv* apart. Raises `UsageError` where a value is missing or not wanted."""
+def scan(argv: list[str], grammar: Grammar, *, leading: bool = False) -> Arguments:
+    """Take *argv* apart. Raises `UsageError` where a value is missing or not wanted.
+
+    With *leading* options end at the first positional argument: the rest is another command.
+    """
     found = Arguments([], set(), {}, [])
     rest = list(reversed(argv))
     while rest:
@@ -61,6 +64,9 @@ def scan(argv: list[str], grammar: Grammar) -> Arguments:
             _take_short(word, rest, grammar, found)
         else:
             found.positionals.append(word)
+            if leading:
+                found.positionals.extend(reversed(rest))
+                break
     return found
 
 

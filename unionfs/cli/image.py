@@ -206,11 +206,11 @@ def _as_json(image: Image, *, whole: bool = False) -> dict[str, Any]:
 
 #: Each verb with what it takes; in the order that --help tells them.
 VERBS: Final[dict[str, Verb]] = {
-    "import": Verb(_import, _QUIET, 1, 2),
-    "export": Verb(_export, _EXPORTING, 2, 2),
+    "import": Verb(_import, _QUIET, 1, 2, as_owner=True),
+    "export": Verb(_export, _EXPORTING, 2, 2, as_owner=True),
     "ls": Verb(_list, _QUIET, 0, 0),
-    "rm": Verb(_remove, _PLAIN, 1, -1),
+    "rm": Verb(_remove, _PLAIN, 1, -1, as_owner=True),
     "history": Verb(_history, _HISTORY, 1, 1),
     "inspect": Verb(_inspect, _PLAIN, 1, -1),
-    "cleanup": Verb(_cleanup, _PLAIN, 0, 0),
+    "cleanup": Verb(_cleanup, _PLAIN, 0, 0, as_owner=True),
 }

@@ -82,6 +82,10 @@ def _command(program: str, arguments: list[str]) -> Callable[[], int]:
             from unionfs.cli import snapshot
 
             return lambda: snapshot.run(rest)
+        case ["run", *rest]:
+            from unionfs.cli import run
+
+            return lambda: run.run(rest)
         case ["volume", *rest]:
             from unionfs.cli import volume
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from unionfs.cli.arguments import Arguments, Grammar
-from unionfs.errors import UsageError
+from unionfs.errors import UnsupportedError, UsageError
 from unionfs.store.store import DEFAULT_DRIVER, Store, default_root
 
 FLAGS: Final = frozenset({"json", "h", "V"})
@@ -28,14 +28,34 @@ def grammar(
     return Grammar(FLAGS.union(flags), VALUED.union(valued), {**ALIASES, **(aliases or {})})
 
 
+def chosen_root(arguments: Arguments) -> str:
+    """Return the directory of the store that *arguments* and the environment name."""
+    return arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
+
+
 @contextlib.contextmanager
-def open_store(arguments: Arguments) -> Iterator[Store]:
-    """Open the store that *arguments* and the environment name. Raises `StoreError`."""
-    root = arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
+def open_store(arguments: Arguments, *, as_owner: bool = False) -> Iterator[Store]:
+    """Open the store that *arguments* and the environment name. Raises `StoreError`.
+
+    An ordinary user whose subordinate users have files in it may read and change these only
+    *as_owner*: as root of a user namespace, if he can be that.
+    """
+    root = chosen_root(arguments)
     driver = given_driver(arguments) or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
     options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
+    if as_owner and os.geteuid() != 0:
+        with contextlib.closing(Store.open(root, driver, options)) as store:
+            store.uses.forget_dead()  # mounts are seen from out here only
+        _become_owner()
     with contextlib.closing(Store.open(root, driver, options)) as store:
         yield store
+
+
+def _become_owner() -> None:
+    from unionfs.container.users import become_root  # noqa: PLC0415 - not for root
+
+    with contextlib.suppress(UnsupportedError):
+        become_root()
 
 
 def given_driver(arguments: Arguments) -> str | None:

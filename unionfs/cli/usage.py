@@ -11,6 +11,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs umount TARGET [--lazy]               unmount it, wait for its daemon
        unionfs ls [--json]                          list the mounted unions
        unionfs diff MOUNT | UPPERDIR | -o OPTIONS   list what the upper layer changes
+       unionfs run [OPTIONS] IMAGE CMD...           run a command over a fresh layer
        unionfs snapshot VERB ...                    keep trees on top of one another, by name
        unionfs image VERB ...                       bring images in and out
        unionfs volume VERB ...                      keep files that outlive who uses them
@@ -121,6 +122,43 @@ changed, "commit" gives it a name and ends that, so that others can be prepared 
 the commands that "mount" stands for. An empty VALUE removes a label.
 
 {STORE}"""
+
+RUN = f"""\
+usage: unionfs run [OPTIONS] IMAGE CMD [ARGUMENT...]
+
+Runs a command in a root file system of its own: IMAGE (or any committed snapshot), and a
+fresh layer over it that takes the changes. It is a chroot with mounts, processes, host name
+and IPC of its own: the network is the host's, there are no limits, and nothing here holds a
+command that wants out, least of all one that root runs. For that take a container engine.
+
+  --rm                 remove the layer when the command ends; else it stays as the
+                       snapshot NAME, to mount, commit or rm with unionfs snapshot
+  -i, --interactive    standard input is the command's; else it is empty
+  -t, --tty            give it a terminal
+  -d, --detach         print the name and return; what it prints goes, without bound,
+                       to ROOT/containers/NAME/log, its process is in the file pid there
+  --name NAME          the name of the container (default: a random one)
+  -v, --volume NAME:/PATH[:ro], --volume /HOST/DIR:/PATH[:ro]
+                       show a volume of the store, or what the host has, at PATH
+  --tmpfs /PATH[:size=64m,mode=1777]
+                       an empty file system in memory, with that limit
+  --mount type=bind|volume|tmpfs,src=...,dst=/PATH[,ro]
+                       the same three, spelled out
+  -e, --env NAME[=VALUE]
+                       a variable; without VALUE it is the caller's
+  -w, --workdir DIR    where it starts; made if it is missing
+  -u, --user USER[:GROUP]
+                       whom it runs as: names of the image, or numbers
+  --entrypoint PROGRAM the program, with CMD for its arguments
+  --hostname NAME      its host name (default: the container's name)
+  --read-only          the root file system is read-only
+
+{STORE}
+
+Options stand before IMAGE. An ordinary user needs newuidmap (package uidmap) and lines in
+/etc/subuid and /etc/subgid. The exit status is the command's, or 128 and the signal that
+ended it; 125: it could not be run, 126: it is not executable, 127: it is not there."""
+
 
 IMAGE = f"""\
 usage: unionfs image import ARCHIVE | DIR | - [NAME]

@@ -22,6 +22,8 @@ class Verb(NamedTuple):
     least: int
     """The fewest and the most words after the verb; no limit for the latter is -1."""
     most: int
+    as_owner: bool = False
+    """Whether it reads or changes files of whatever owner; see `open_store`."""
 
 
 def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list[str]) -> int:
@@ -40,5 +42,5 @@ def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list
     count = len(arguments.positionals)
     if count < verb.least or (count > verb.most >= 0):
         raise UsageError(f"{subject} {argv[0]}: see unionfs {subject} --help")
-    with open_store(arguments) as store:
+    with open_store(arguments, as_owner=verb.as_owner) as store:
         return verb.run(store, arguments) or 0

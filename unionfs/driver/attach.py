@@ -18,6 +18,7 @@ from unionfs.errors import MountError, UnsupportedError
 from unionfs.fuse import mounting
 from unionfs.layer import syscalls
 from unionfs.mount import mount
+from unionfs.namespace import MountNamespace
 from unionfs.options import parse_options
 from unionfs.unmount import unmount
 
@@ -27,9 +28,16 @@ _INSIDE: Final = "X-mount.subdir="
 _OPTIONS_LIMIT: Final = 4000
 
 
-def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -> None:
+def attach(
+    mounts: Sequence[Mount],
+    target: str,
+    *,
+    extra: Sequence[str] = (),
+    home: MountNamespace | None = None,
+) -> None:
     """Mount *mounts* on the directory *target*, in order, each with the *extra* options.
 
+    With a *home* the daemons of unions go there, as `unionfs.mount.mount` has it.
     Raises `MountError` with what mount(8) says, and leaves nothing mounted then.
     """
     if not os.path.isdir(target):
@@ -37,7 +45,7 @@ def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -
     done = 0
     try:
         for one in mounts:
-            _mount(one._replace(options=(*one.options, *extra)), target)
+            _mount(one._replace(options=(*one.options, *extra)), target, home)
             done += 1
     except BaseException:
         for _ in range(done):
@@ -45,10 +53,10 @@ def attach(mounts: Sequence[Mount], target: str, *, extra: Sequence[str] = ()) -
         raise
 
 
-def _mount(one: Mount, target: str) -> None:
+def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
     if one.type == _UNION:
         parsed = parse_options([",".join(one.options)], source=one.source)
-        mount(parsed.options, os.fsencode(target), foreground=False)
+        mount(parsed.options, os.fsencode(target), foreground=False, home=home)
         return
     if inside := [word for word in one.options if word.startswith(_INSIDE)]:
         _mount_inside(one, inside[-1].removeprefix(_INSIDE), target)

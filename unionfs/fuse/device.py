@@ -95,6 +95,7 @@ class DeviceSession:
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._fd = -1
         self._target = b""
+        self._minor: int | None = None
         self._is_ours_to_unmount = False
         self._unknown: set[int] = set()
         self._passthrough = False
@@ -111,6 +112,8 @@ class DeviceSession:
             self._is_ours_to_unmount = True
         else:
             self._fd = given
+        # Now: who serves need not see the mount later.
+        self._minor = mounting.minor_of(target)
 
     def serve(self, ready: Callable[[], None]) -> None:
         self._negotiate()
@@ -197,7 +200,7 @@ class DeviceSession:
             0,
             protocol.init_reply(request, flags, stack_depth=int(self._passthrough)),
         )
-        mounting.raise_readahead(self._target, protocol.MAX_DATA)
+        mounting.raise_readahead(self._minor, protocol.MAX_DATA)
 
     def _choose(self, offered: Init) -> Init:
         """Choose what to take of what the kernel offers, and so how files are opened.

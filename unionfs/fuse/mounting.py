@@ -336,9 +336,11 @@ def allows_other_users(fuse_conf: str) -> bool:
     return any(line.strip() == "user_allow_other" for line in fuse_conf.splitlines())
 
 
-def raise_readahead(target: bytes, size: int) -> None:
-    """Let the kernel read files of the mount on *target* ahead in requests of *size* bytes."""
-    minor = minor_of(target)
+def raise_readahead(minor: int | None, size: int) -> None:
+    """Let the kernel read files ahead in requests of *size* bytes.
+
+    The mount is that with the *minor* device number; ``None`` is none.
+    """
     if minor is not None:
         path = f"/sys/class/bdi/0:{minor}/read_ahead_kb"
         # Without privilege it stays at the kernel's 128 KiB.

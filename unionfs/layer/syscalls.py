@@ -29,6 +29,25 @@ RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+
+# mount(2), umount2(2).
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
+MNT_DETACH: Final = 2
+
+# unshare(2), setns(2).
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
 
 MOUNT_ATTR_RDONLY: Final = 0x01
 MOUNT_ATTR_NOATIME: Final = 0x10
@@ -59,6 +78,8 @@ _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+_AT_RECURSIVE: Final = 0x8000
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _FICLONE: Final = 0x40049409
 #: Requests for a file system's UUID: number, what to ask with, where the answer stands.
 _UUID_QUESTIONS: Final = (
@@ -133,12 +154,14 @@ def renameat2(old_dirfd: int, old: bytes, new_dirfd: int, new: bytes, flags: int
     _check(_libc.renameat2(old_dirfd, old, new_dirfd, new, flags), old)
 
 
-def open_tree_clone(dirfd: int, path: bytes) -> int:
-    """Return a private copy of the mount below *path*, without what is mounted inside it.
+def open_tree_clone(dirfd: int, path: bytes, *, recursive: bool = False) -> int:
+    """Return a private copy of the mount below *path*, a directory or a file.
 
-    Raises EPERM without CAP_SYS_ADMIN, EINVAL where locked mounts lie inside (open_tree(2)).
+    What is mounted inside it comes along where it is *recursive*. Raises EPERM without
+    CAP_SYS_ADMIN, EINVAL where locked mounts lie inside and are left out (open_tree(2)).
     """
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (0 if path else AT_EMPTY_PATH)
+    flags |= _AT_RECURSIVE if recursive else 0
     return _check(_syscall(_SYS_OPEN_TREE, dirfd, path, flags), path)
 
 
@@ -148,13 +171,48 @@ def move_mount(mount_fd: int, target: bytes) -> None:
     _check(_syscall(_SYS_MOVE_MOUNT, *where), target)
 
 
-def mount_setattr(mount_fd: int, attributes: int) -> None:
+def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool = False) -> None:
     """Set MOUNT_ATTR_* *attributes* on the mount *mount_fd* (mount_setattr(2))."""
     change = _MountAttr(attributes, 0, 0, 0)
     if attributes & MOUNT_ATTR_NOATIME:
         change.attr_clr = 0x70  # MOUNT_ATTR__ATIME: the old mode must be named to be replaced
     size = ctypes.sizeof(change)
-    _check(_syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, ctypes.byref(change), size))
+    flags = AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _check(_syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", flags, ctypes.byref(change), size))
+
+
+def mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int, data: bytes) -> None:
+    """Mount *source*, a file system of type *kind*, on *target* (mount(2))."""
+    _check(_libc.mount(source, target, kind, ctypes.c_ulong(flags), data), target)
+
+
+def umount(target: bytes, flags: int) -> None:
+    """Unmount what is topmost on *target* (umount2(2))."""
+    _check(_libc.umount2(target, flags), target)
+
+
+def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """Make *new_root* the root of this mount namespace, and move the old one (pivot_root(2))."""
+    _check(_libc.pivot_root(new_root, put_old), new_root)
+
+
+def unshare(kinds: int) -> None:
+    """Give this process namespaces of its own: the CLONE_NEW* in *kinds* (unshare(2)).
+
+    Raises EPERM without CAP_SYS_ADMIN, ENOSPC at the machine's limit, EINVAL in a program
+    of several threads for those of users and mounts.
+    """
+    _check(_libc.unshare(kinds))
+
+
+def setns(namespace_fd: int, kind: int) -> None:
+    """Move this process to the namespace *namespace_fd*, of CLONE_NEW* *kind* (setns(2))."""
+    _check(_libc.setns(namespace_fd, kind))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ended (PR_SET_CHILD_SUBREAPER(2))."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:

@@ -24,6 +24,7 @@ from unionfs.layer.beneath import Beneath, split
 from unionfs.layer.compression import Source, Unpacked, compressor
 from unionfs.layer.pack import TarWriter
 from unionfs.layer.pack_tree import Packer
+from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.tape import Tape
 from unionfs.layer.xattrs import Marks
 from unionfs.store import volume_tree
@@ -113,7 +114,7 @@ def _pack(root_fd: int, writer: TarWriter, notice: Notice) -> None:
     def cut(path: bytes) -> None:
         notice(f"{shown(path)}: became shorter while it was read; zeros take the place")
 
-    marks = Marks(user=os.geteuid() != 0)
+    marks = Marks(user=not may_use_trusted())
     packer = Packer(writer, marks, holes=True, cut=cut)
     packer.add_root(root_fd)
     for path, dirfd, status in _walk(root_fd):
@@ -241,7 +242,7 @@ def _fill(
     progress: Progress,
     notice: Notice,
 ) -> None:
-    dresser = Dresser(Marks(user=os.geteuid() != 0), privileged=os.geteuid() == 0)
+    dresser = Dresser(Marks(user=not may_use_trusted()), privileged=os.geteuid() == 0)
     with volume_tree.shown(volumes.store, driver, key) as path:
         root_fd = os.open(path, _DIRECTORY)
         try:

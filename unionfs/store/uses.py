@@ -109,6 +109,10 @@ class Uses:
         """Return all living uses."""
         return self._living(_SELECT + " ORDER BY id", ())
 
+    def forget_dead(self) -> None:
+        """Forget the uses that are over, as far as that can be seen from here."""
+        self.all()
+
     def _living(self, query: str, parameters: tuple[str, ...]) -> list[Use]:
         found = [_use(row) for row in self._database.rows(query, parameters)]
         if not found:

@@ -19,6 +19,7 @@ from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, StoreError
 from unionfs.fuse import mounting
 from unionfs.layer.attributes import copy_attributes
+from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.xattrs import Marks
 from unionfs.store.store import Store
 from unionfs.store.volume import Volume, foreign_mount, view_of
@@ -222,7 +223,7 @@ def _view(base: str, inside: str) -> Mount:
         new = f"{upper}.new"
         os.makedirs(new, exist_ok=True)
         source = os.fsencode(base)
-        marks = Marks(user=os.geteuid() != 0)
+        marks = Marks(user=not may_use_trusted())
         copy_attributes(source, os.fsencode(new), os.stat(source), marks)
         os.rename(new, upper)
     return view_of(base, upper, work)

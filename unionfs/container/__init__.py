@@ -1,0 +1,1 @@
+"""A command in a root file system of its own: namespaces, devices, a first process."""
