@@ -33,8 +33,19 @@ MAY_IMPORT = {
     "container.rootfs": {"container.spec", "layer.syscalls"},
     "container.identity": set(),
     "container.terminal": set(),
-    "container.spec": {"errors"},
+    "container.spec": {"errors", "sizes"},
     "container.users": {"errors", "layer.syscalls"},
+    # A driver mounts nothing for its users; what it does with layers it does as a user would.
+    "driver": {
+        *("database", "driver", "errors", "fuse.mounting", "layer", "mount", "namespace"),
+        *("options", "optstring", "registry", "sizes", "union.changes", "unmount"),
+    },
+    "store": {
+        *("database", "driver", "errors", "fuse.mounting", "layer", "mount", "namespace"),
+        *("options", "optstring", "registry", "sizes", "store", "union.changes", "union.merge"),
+    },
+    "database": {"errors"},
+    "sizes": set(),
     "container": {
         *("container", "driver", "errors", "fuse.mounting", "layer", "namespace", "registry"),
         "store",

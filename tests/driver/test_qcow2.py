@@ -411,7 +411,7 @@ def test_captured_while_it_is_not_mounted(blocks: Blocks) -> None:
     [
         ({"engine": "thick"}, "engine=thick: it is qcow2"),
         ({"fs": "fat"}, "fs=fat: it is ext4 or xfs"),
-        ({"size": "big"}, "size=big: a number"),
+        ({"size": "big"}, "size=big: not a size"),
         ({"size": "1k"}, "size=1k: ext4 has 16M at least"),
         ({"colour": "red"}, "unknown option colour"),
     ],

@@ -15,9 +15,10 @@ from unionfs.cli.arguments import Arguments
 from unionfs.cli.files import replacing
 from unionfs.cli.output import complain, print_table, printable
 from unionfs.cli.progress import ProgressLine
-from unionfs.cli.store_arguments import grammar, print_json, readable
+from unionfs.cli.store_arguments import grammar, print_json
 from unionfs.cli.verbs import Verb, run_verb
 from unionfs.errors import ArchiveError, UsageError
+from unionfs.sizes import readable
 from unionfs.store import reference
 from unionfs.store.export import FORMATS, export
 from unionfs.store.image import Image, timestamp

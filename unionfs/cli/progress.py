@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from unionfs.cli.output import printable
-from unionfs.cli.store_arguments import readable
+from unionfs.sizes import readable
 
 _INTERVAL: Final = 0.1
 _LONGEST_NAME: Final = 24

@@ -10,9 +10,10 @@ from typing import Any, Final
 from unionfs.cli import usage
 from unionfs.cli.arguments import Arguments
 from unionfs.cli.output import print_table, printable
-from unionfs.cli.store_arguments import grammar, pairs, print_json, readable, size
+from unionfs.cli.store_arguments import grammar, pairs, print_json, size
 from unionfs.cli.verbs import Verb, run_verb
 from unionfs.driver.api import Info
+from unionfs.sizes import readable
 from unionfs.store.compare import snapshot_changes
 from unionfs.store.images import Images
 from unionfs.store.store import Store

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from unionfs import sizes
 from unionfs.cli.arguments import Arguments, Grammar
 from unionfs.errors import UnsupportedError, UsageError
 from unionfs.store.store import DEFAULT_DRIVER, Store, default_root
 
 FLAGS: Final = frozenset({"json", "h", "V"})
 VALUED: Final = frozenset({"root", "driver", "storage-opt"})
-_SIZE: Final = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[bkmgt]?)(i?b)?")
 ALIASES: Final = {"help": "h", "version": "V"}
 
 
@@ -74,24 +73,11 @@ def pairs(texts: Iterable[str], option: str) -> Iterator[tuple[str, str]]:
 
 
 def size(text: str, option: str) -> int:
-    """Return the bytes that *text* means: a number, with b, k, m, g or t as Docker has them.
-
-    Raises `UsageError`.
-    """
-    found = _SIZE.fullmatch(text.strip().lower())
+    """Return the bytes that *text* means (`unionfs.sizes`). Raises `UsageError`."""
+    found = sizes.parse(text)
     if found is None:
-        raise UsageError(f"{option} {text}: not a size, like 64m or 10g")
-    return int(float(found["number"]) * 1024 ** "bkmgt".index(found["unit"] or "b"))
-
-
-def readable(size_in_bytes: int) -> str:
-    """Return *size_in_bytes* as people read it."""
-    amount = float(size_in_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
+        raise UsageError(f"{option} {text}: {sizes.NOT_A_SIZE}")
+    return found
 
 
 def print_json(value: Any, indent: int = 2) -> None:

@@ -8,12 +8,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from unionfs import sizes
 from unionfs.errors import UsageError
 
 #: Docker's rule for the names of containers and volumes.
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_SIZE: Final = re.compile(r"(\d+)([bkmg]?)", re.IGNORECASE)
-_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 #: What a command finds that neither the image nor the caller gave another.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -154,11 +153,10 @@ def _target(what: str, path: str) -> str:
 
 
 def _size(what: str, text: str) -> int:
-    found = _SIZE.fullmatch(text)
-    # For the kernel a size of nothing is no limit.
-    if found is None or int(found[1]) == 0:
-        raise UsageError(f"{what}: size={text}: give a number of bytes, or with k, m or g")
-    return int(found[1]) * _UNITS[found[2].lower()]
+    size = sizes.parse(text)
+    if not size:  # for the kernel nothing is no limit
+        raise UsageError(f"{what}: size={text}: {sizes.NOT_A_SIZE}")
+    return size
 
 
 def _octal(what: str, text: str) -> int:

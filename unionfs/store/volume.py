@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from unionfs import optstring
+from unionfs import optstring, sizes
 from unionfs.driver.api import Mount
 from unionfs.errors import InvalidArgumentError
 
@@ -31,7 +31,6 @@ _NEEDS: Final = {"device": ("type",), "type": ("device",), "o": ("type",)}
 _IN_MEMORY: Final = ("tmpfs", "ramfs")
 _NFS: Final = ("nfs", "nfs4")
 _BINDS: Final = ("bind", "rbind")
-_SIZE: Final = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[bkmgtp]?)(i?b)?")
 
 
 class Volume(NamedTuple):
@@ -106,19 +105,16 @@ def check_options(options: Mapping[str, str]) -> None:
 
 
 def size_limit(options: Mapping[str, str]) -> int | None:
-    """Return the bytes that ``size`` means, with b, k, m, g, t or p as Docker has them.
+    """Return the bytes that ``size`` means, as `unionfs.sizes` reads it.
 
     ``None`` without it. Raises `InvalidArgumentError`.
     """
     text = options.get("size")
     if text is None:
         return None
-    found = _SIZE.fullmatch(text.strip().lower())
-    size = 0
-    if found is not None:
-        size = int(float(found["number"]) * 1024 ** "bkmgtp".index(found["unit"] or "b"))
-    if size <= 0:
-        raise InvalidArgumentError(f"size={text}: not a size, like 64m or 10g")
+    size = sizes.parse(text)
+    if not size:
+        raise InvalidArgumentError(f"size={text}: {sizes.NOT_A_SIZE}")
     return size
 
 

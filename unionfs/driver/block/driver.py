@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Self
 
+from unionfs import sizes
 from unionfs.driver.api import Capabilities, Info, Kind, Mount, Usage
 from unionfs.driver.block import blockdev, devices, filesystem
 from unionfs.driver.block.devices import Devices
@@ -63,7 +63,9 @@ class BlockDriver(SnapshotDriver):
         fs = options.get("fs", "ext4")
         if fs not in filesystem.KINDS:
             raise UsageError(f"fs={fs}: it is {' or '.join(filesystem.KINDS)}")
-        size = _bytes(options.get("size", _DEFAULT_SIZE))
+        size = sizes.parse(options.get("size", _DEFAULT_SIZE))
+        if size is None:
+            raise UsageError(f"size={options['size']}: {sizes.NOT_A_SIZE}")
         smallest = filesystem.KINDS[fs].minimum
         if size < smallest:
             raise UsageError(f"size={options['size']}: {fs} has {smallest >> 20}M at least")
@@ -212,11 +214,3 @@ class BlockDriver(SnapshotDriver):
             self.metadata.remove(made)
             self.metadata.uncommit(found)
         self.discard(self.directory(made))
-
-
-def _bytes(text: str) -> int:
-    """Return the bytes that *text* means: a number, with k, m, g or t after it."""
-    found = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", text.lower())
-    if found is None:
-        raise UsageError(f"size={text}: a number, with K, M, G or T after it")
-    return int(found[1]) << (10 * " kmgt".index(found[2] or " "))
