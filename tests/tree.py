@@ -130,6 +130,7 @@ def xattrs(path: str | bytes | os.PathLike[str], *, private: bool = True) -> dic
         name: os.getxattr(path, name, follow_symlinks=False)
         for name in sorted(os.listxattr(path, follow_symlinks=False))
         if private or not name.startswith(PRIVATE_XATTRS)
+        if not name.startswith("trusted.SGI_ACL_")  # how xfs keeps an ACL, shown to root
     }
 
 

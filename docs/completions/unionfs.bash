@@ -50,6 +50,59 @@ _unionfs_options() {
   esac
 }
 
+_unionfs_keys() {
+  local root driver
+  root=$(_unionfs_given --root) driver=$(_unionfs_given --driver)
+  unionfs snapshot ls --json ${root:+--root "$root"} ${driver:+--driver "$driver"} 2>/dev/null |
+    sed -n 's/^    "key": "\(.*\)",$/\1/p'
+}
+
+# _unionfs_given OPTION: the value that the command line has for it.
+_unionfs_given() {
+  local i
+  for ((i = 2; i < COMP_CWORD; i++)); do
+    [[ ${COMP_WORDS[i - 1]} != "$1" ]] || printf '%s\n' "${COMP_WORDS[i]}"
+  done
+}
+
+# _unionfs_snapshot PREVIOUS ARGUMENT: the words after "snapshot".
+_unionfs_snapshot() {
+  local verb=${COMP_WORDS[2]-}
+  if ((COMP_CWORD == 2)); then
+    _unionfs_reply '' -W 'prepare view commit capture mount umount mounts release rm ls info usage
+      diff label cleanup' -- "$2"
+    return
+  fi
+  case $1 in
+    --root)
+      _unionfs_directories '' "$2"
+      return
+      ;;
+    --driver)
+      _unionfs_reply '' -W 'overlay' -- "$2"
+      return
+      ;;
+    --storage-opt | --label | --size | -o) return ;;
+  esac
+  case $verb:$2 in
+    mount:-*) _unionfs_reply '' -W '-o --root --driver --storage-opt' -- "$2" ;;
+    umount:-*) _unionfs_reply '' -W '--lazy --root --driver --storage-opt' -- "$2" ;;
+    prepare:-*)
+      _unionfs_reply '' -W '--size --label --root --driver --storage-opt --json' -- "$2"
+      ;;
+    view:-* | commit:-* | capture:-*)
+      _unionfs_reply '' -W '--label --root --driver --storage-opt --json' -- "$2"
+      ;;
+    *:-*) _unionfs_reply '' -W '--root --driver --storage-opt --json --help' -- "$2" ;;
+    umount:*) _unionfs_directories '' "$2" ;;
+    *)
+      local IFS=$'\n'
+      _unionfs_reply '' -W "$(_unionfs_keys)" -- "$2"
+      [[ $verb != mount ]] || _unionfs_directories '' "$2"
+      ;;
+  esac
+}
+
 _unionfs() {
   local piece=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}
   local argument=${line##*[[:blank:]]} command=${COMP_WORDS[1]-}
@@ -60,6 +113,10 @@ _unionfs() {
   local _unionfs_cut=$((${#argument} - ${#piece}))
   COMPREPLY=()
 
+  if [[ $command == snapshot ]] && ((COMP_CWORD > 1)); then
+    _unionfs_snapshot "$previous" "$argument"
+    return
+  fi
   case $command:$previous in
     umount:* | ls:*) ;;
     *:-o | *:--options)
@@ -72,7 +129,7 @@ _unionfs() {
       ;;
   esac
   if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
-    _unionfs_reply '' -W 'mount umount ls diff' -- "$argument"
+    _unionfs_reply '' -W 'mount umount ls diff snapshot' -- "$argument"
   fi
   case $command:$argument in
     umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;

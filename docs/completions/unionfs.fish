@@ -57,7 +57,7 @@ function __unionfs_command --description 'Whether the command is one of the argu
 end
 
 function __unionfs_mounting --description 'Whether a union is being mounted'
-    not __unionfs_command umount ls diff
+    not __unionfs_command umount ls diff snapshot
 end
 
 complete --command unionfs --no-files
@@ -65,6 +65,7 @@ complete --command unionfs --condition __fish_use_subcommand --arguments mount -
 complete --command unionfs --condition __fish_use_subcommand --arguments umount --description 'Unmount it, wait for its daemon'
 complete --command unionfs --condition __fish_use_subcommand --arguments ls --description 'List the mounted unions'
 complete --command unionfs --condition __fish_use_subcommand --arguments diff --description 'List what the upper layer changes'
+complete --command unionfs --condition __fish_use_subcommand --arguments snapshot --description 'Keep trees on top of one another'
 complete --command unionfs --short-option h --long-option help --description 'Print a summary'
 complete --command unionfs --short-option V --long-option version --description 'Print the version'
 
@@ -82,3 +83,22 @@ complete --command unionfs --condition '__unionfs_command ls diff' --long-option
 
 complete --command unionfs --condition '__unionfs_command diff' --short-option o --long-option options --require-parameter --arguments '(__unionfs_options)' --description 'Layers'
 complete --command unionfs --condition '__unionfs_command diff' --arguments '(__fish_complete_directories)'
+
+function __unionfs_snapshot_verb --description 'Whether the verb of unionfs snapshot is to come'
+    test (count (commandline --tokenize --current-process --cut-at-cursor)) -eq 2
+    and __unionfs_command snapshot
+end
+
+function __unionfs_keys --description 'The keys of snapshots'
+    unionfs snapshot ls --json 2>/dev/null | string match --regex --groups-only '^    "key": "(.*)",$'
+end
+
+complete --command unionfs --condition __unionfs_snapshot_verb --arguments 'prepare view commit capture mount umount mounts release rm ls info usage diff label cleanup'
+complete --command unionfs --condition '__unionfs_command snapshot; and not __unionfs_snapshot_verb' --arguments '(__unionfs_keys) (__fish_complete_directories)'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option storage-opt --require-parameter --description 'Option of the driver'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option label --require-parameter --description 'Label'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option size --require-parameter --description 'Limit of the tree'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option lazy --short-option l --description 'Detach it though it is in use'
+complete --command unionfs --condition '__unionfs_command snapshot' --long-option json --description 'Print JSON'

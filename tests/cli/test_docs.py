@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options
-from unionfs.cli import diff, ls, mount8, mount_command, umount, usage
+from unionfs.cli import diff, ls, mount8, mount_command, snapshot, umount, usage
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = ["unionfs.1", "unionfs-snapshot.1", "mount.unionfs.8"]
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
 
 #: Of no use to somebody who types; taken because programs send them.
 FOR_PROGRAMS = {"remount", *options._SETTLED, *options._OWNERSHIP, "default_permissions"}
+
+#: What every command takes.
+ASKING = {"h", "help", "V", "version"}
 
 OWN = set(options._FLAGS) | set(options._VALUED)
 
@@ -48,7 +52,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     text = (DOCS / "completions" / name).read_text(encoding="utf-8")
     wanted = (OWN | set(options._EFFECTIVE) | {"ro", "rw"}) - FOR_PROGRAMS
     assert wanted - names(text) == set()
-    for word in ("mount", "umount", "ls", "diff", *SESSION_NAMES):
+    for word in ("mount", "umount", "ls", "diff", "snapshot", *snapshot.VERBS, *SESSION_NAMES):
         assert word in names(text)
     for flag in ("lazy", "json", "foreground", "debug", "verbose", "session", "help", "version"):
         assert flag in names(text)
@@ -58,6 +62,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     ("page", "grammars"),
     [
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
+        ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
         ("mount.unionfs.8", [mount8._GRAMMAR]),
     ],
 )
@@ -67,6 +72,8 @@ def test_the_manuals_describe_every_argument(page: str, grammars: list[Grammar])
         for name in grammar.flags | grammar.valued | set(grammar.aliases):
             if name == "session" and page == "mount.unionfs.8":
                 continue  # as an option, session=
+            if page == "unionfs-snapshot.1" and name in ASKING:
+                continue  # as of every command
             assert re.search(rf"(?<!\S)--?{name}\b" if len(name) > 1 else rf"-\w*{name}", text), (
                 name
             )
@@ -76,12 +83,12 @@ def test_the_help_describes_the_options_of_a_union() -> None:
     assert OWN - names(usage.MOUNT) == {"remount", "lowerdir+"}
 
 
-@pytest.mark.parametrize("page", ["unionfs.1", "mount.unionfs.8"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_manuals_are_of_this_version(page: str) -> None:
     assert f'"unionfs {__version__}"' in (DOCS / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["unionfs.1", "mount.unionfs.8"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_manuals_are_set_without_a_warning(page: str) -> None:
     if shutil.which("groff") is None:
         pytest.skip("groff is not installed")
@@ -119,6 +126,11 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "mount ", "-o ", "lowerdir", "=", "data,upp"], ["data,upperdir="]),
         (["unionfs ", "mount ", "-o ", "ro,redirect_dir", "=", "o"], ["on", "off"]),
         (["unionfs ", "diff ", "da"], ["data"]),
+        (["unionfs ", "snap"], ["snapshot"]),
+        (["unionfs ", "snapshot ", "c"], ["commit", "capture", "cleanup"]),
+        (["unionfs ", "snapshot ", "umount ", "--l"], ["--lazy"]),
+        (["unionfs ", "snapshot ", "ls ", "--driver ", "o"], ["overlay"]),
+        (["unionfs ", "snapshot ", "ls ", "--root ", "da"], ["data"]),
         (["unionfs ", "data ", "da"], ["data"]),
     ],
 )

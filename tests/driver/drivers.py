@@ -42,6 +42,10 @@ class Kit(NamedTuple):
 KITS: dict[str, Kit] = {
     "overlay": Kit("overlay", loses=("file.nlink",)),
     "overlay-kernel": Kit("overlay", {"mounter": "kernel"}, loses=("file.nlink", "holes")),
+    "block-ext4": Kit("block", {"size": "1G"}, overhead=4 << 20),
+    "block-xfs": Kit("block", {"size": "1G", "fs": "xfs"}, overhead=8 << 20),
+    "reflink-xfs": Kit("reflink", mkfs="mkfs.xfs -q -m reflink=1", overhead=1 << 16),
+    "reflink-btrfs": Kit("reflink", mkfs="mkfs.btrfs -q", overhead=1 << 16),
     "example": Kit("copy", whole=True),
 }
 

@@ -1,7 +1,8 @@
 """What a driver says is to be mounted, mounted; and unmounted again.
 
 Unions are mounted by this program. For all else mount(8) is asked, which knows about loop
-devices, directories inside (``X-mount.subdir=``) and read-only binds.
+devices and read-only binds. Directories inside (``X-mount.subdir=``) are shown from here: a
+mount(8) before 2.39 loses them, and says nothing, where mounts are private.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from unionfs.driver.api import Mount
 from unionfs.errors import MountError, UnsupportedError
 from unionfs.fuse import mounting
+from unionfs.layer import syscalls
 from unionfs.mount import mount
 from unionfs.options import parse_options
 from unionfs.unmount import unmount
 
 _UNION: Final = "fuse3.unionfs"
+_INSIDE: Final = "X-mount.subdir="
 #: mount(2) takes a page of options; the rest is for what mount(8) adds.
 _OPTIONS_LIMIT: Final = 4000
 
@@ -46,10 +50,41 @@ def _mount(one: Mount, target: str) -> None:
         parsed = parse_options([",".join(one.options)], source=one.source)
         mount(parsed.options, os.fsencode(target), foreground=False)
         return
+    if inside := [word for word in one.options if word.startswith(_INSIDE)]:
+        _mount_inside(one, inside[-1].removeprefix(_INSIDE), target)
+        return
     place, options = "/", ",".join(one.options)
     if one.type == "overlay" and len(options) > _OPTIONS_LIMIT:
         place, options = _shortened(one.options)
     _run_mount(["-t", one.type, "-o", options, "--", one.source, os.path.abspath(target)], place)
+
+
+def _mount_inside(one: Mount, directory: str, target: str) -> None:
+    """Mount what is in *directory* of a file system.
+
+    All of it is mounted in the namespace of a thread, where nobody sees it, and which leaves
+    nothing behind if we are killed.
+    """
+    target = os.path.abspath(target)
+    whole = [word for word in one.options if not word.startswith(_INSIDE)]
+
+    def tree() -> int:
+        mounting.leave_namespace()
+        _run_mount(["-t", one.type, "-o", ",".join(whole), "--", one.source, target], "/")
+        try:
+            path = os.fsencode(os.path.join(target, directory.lstrip("/")))
+            return syscalls.open_tree_clone(syscalls.AT_FDCWD, path)
+        finally:
+            mounting.unmount(os.fsencode(target))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        fd = thread.submit(tree).result()
+    try:
+        syscalls.move_mount(fd, os.fsencode(target))
+    except OSError as error:
+        raise MountError(f"{target}: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def _shortened(options: Sequence[str]) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from unionfs.driver.api import Driver, Info, Kind, Mount, Usage
 from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
@@ -40,6 +40,9 @@ _OLD: Final = "old."
 
 class SnapshotDriver(Driver):
     """A driver whose snapshots have a directory each."""
+
+    #: Migrations of tables that a driver has beside that of its snapshots.
+    schema: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, home: str, metadata: Metadata) -> None:
         self.home = home
@@ -95,7 +98,7 @@ class SnapshotDriver(Driver):
             raise UnsupportedError(f"the driver {cls.name} needs root; the overlay driver does not")
         os.makedirs(home, mode=0o711, exist_ok=True)
         os.makedirs(os.path.join(home, "snapshots"), mode=0o711, exist_ok=True)
-        metadata = Metadata(os.path.join(home, "metadata.db"))
+        metadata = Metadata(os.path.join(home, "metadata.db"), cls.schema)
         try:
             return cls.configure(os.path.realpath(home), metadata, options)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from unionfs.database import Database
@@ -83,10 +83,13 @@ class Snapshot(NamedTuple):
 
 
 class Metadata(Database):
-    """The snapshots of one driver. Methods that change something belong in a `write` block."""
+    """The snapshots of one driver. Methods that change something belong in a `write` block.
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path, _APPLICATION, _MIGRATIONS)
+    *more* are migrations for the tables that the driver has beside.
+    """
+
+    def __init__(self, path: str, more: Sequence[str] = ()) -> None:
+        super().__init__(path, _APPLICATION, (*_MIGRATIONS, *more))
 
     def find(self, key: str) -> Snapshot:
         """Return the snapshot *key*. Raises `NotFoundError`."""
@@ -150,9 +153,12 @@ class Metadata(Database):
         return self.find(key)
 
     def commit(
-        self, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage
+        self, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage | None
     ) -> Snapshot:
-        """Make an active snapshot a committed one. Raises `AlreadyExistsError`."""
+        """Make an active snapshot a committed one. Raises `AlreadyExistsError`.
+
+        Without *usage* it is measured whenever somebody asks.
+        """
         if name != snapshot.key:
             self.require_free(name)
         now = time.time_ns()
@@ -165,12 +171,26 @@ class Metadata(Database):
                 json.dumps(dict(labels)),
                 now,
                 now,
-                usage.size,
-                usage.inodes,
+                *(usage or (None, None)),
                 snapshot.id,
             ),
         )
         return self.find(name)
+
+    def uncommit(self, snapshot: Snapshot) -> None:
+        """Make a committed snapshot again the active one that it was, as *snapshot* tells it."""
+        self.run(
+            "UPDATE snapshots SET key = ?, kind = ?, labels = ?, created = ?, updated = ?,"
+            " size = NULL, inodes = NULL WHERE id = ?",
+            (
+                snapshot.key,
+                snapshot.kind.value,
+                json.dumps(dict(snapshot.labels)),
+                snapshot.created,
+                snapshot.updated,
+                snapshot.id,
+            ),
+        )
 
     def label(self, snapshot: Snapshot, labels: Mapping[str, str]) -> Snapshot:
         """Replace the labels of *snapshot*."""

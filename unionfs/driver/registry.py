@@ -23,6 +23,8 @@ GROUP: Final = "unionfs.drivers"
 #: Module and class; imported when asked for.
 _OWN: Final = {
     "overlay": ("unionfs.driver.overlay", "OverlayDriver"),
+    "reflink": ("unionfs.driver.reflink", "ReflinkDriver"),
+    "block": ("unionfs.driver.block.driver", "BlockDriver"),
 }
 
 

@@ -52,10 +52,12 @@ FALLOC_KEEP_SIZE: Final = 0x01
 
 # One number on every architecture: calls added since Linux 5.1 share the table.
 _SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
 _OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _FICLONE: Final = 0x40049409
 #: Requests for a file system's UUID: number, what to ask with, where the answer stands.
@@ -71,6 +73,15 @@ _FS_IOC_GETFLAGS: Final = 0x80006601 | _LONG
 _FS_IOC_SETFLAGS: Final = 0x40006602 | _LONG
 _FS_IOC_FSGETXATTR: Final = 0x801C581F
 _FSXATTR_SIZE: Final = 28
+_FS_IOC_FIEMAP: Final = 0xC020660B
+#: ``struct fiemap``: start, length, flags, extents found, room for so many.
+_FIEMAP: Final = struct.Struct("=QQIII4x")
+#: ``struct fiemap_extent``: where in the file, length, flags.
+_EXTENT: Final = struct.Struct("=Q8xQ16xI12x")
+_FIEMAP_COUNT: Final = 64
+_FIEMAP_SYNC: Final = 1
+_FIEMAP_LAST: Final = 0x01
+_NOT_OWN: Final = 0x2000 | 0x0200  # FIEMAP_EXTENT_SHARED, FIEMAP_EXTENT_DATA_INLINE
 _FS_IOC_MEASURE_VERITY: Final = 0xC0046686
 _VERITY_DIGEST: Final = struct.Struct("=HH")  # algorithm, size; then the digest
 
@@ -134,6 +145,12 @@ def open_tree_clone(dirfd: int, path: bytes) -> int:
     return _check(_syscall(_SYS_OPEN_TREE, dirfd, path, flags), path)
 
 
+def move_mount(mount_fd: int, target: bytes) -> None:
+    """Put the mount *mount_fd*, which is nowhere yet, on *target* (move_mount(2))."""
+    where = (mount_fd, b"", AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_syscall(_SYS_MOVE_MOUNT, *where), target)
+
+
 def mount_setattr(mount_fd: int, attributes: int) -> None:
     """Set MOUNT_ATTR_* *attributes* on the mount *mount_fd* (mount_setattr(2))."""
     change = _MountAttr(attributes, 0, 0, 0)
@@ -179,6 +196,30 @@ def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
 def clone_file(target_fd: int, source_fd: int) -> None:
     """Make *target_fd* share all extents of *source_fd* (ioctl_ficlone(2))."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+def unshared_bytes(fd: int) -> int:
+    """Return the bytes on disk of the file *fd* that no other file shares (FIEMAP).
+
+    See Documentation/filesystems/fiemap.rst. Data that lie in the inode's own block count not.
+    Raises EOPNOTSUPP where extents are not told.
+    """
+    size = start = 0
+    while True:
+        buffer = bytearray(_FIEMAP.size + _FIEMAP_COUNT * _EXTENT.size)
+        _FIEMAP.pack_into(buffer, 0, start, (1 << 64) - 1 - start, _FIEMAP_SYNC, 0, _FIEMAP_COUNT)
+        fcntl.ioctl(fd, _FS_IOC_FIEMAP, buffer)
+        count = _FIEMAP.unpack_from(buffer)[3]
+        for index in range(count):
+            offset = _FIEMAP.size + index * _EXTENT.size
+            logical, length, flags = _EXTENT.unpack_from(buffer, offset)
+            if not flags & _NOT_OWN:
+                size += length
+            if flags & _FIEMAP_LAST:
+                return size
+            start = logical + length
+        if count == 0:
+            return size
 
 
 def file_system_uuid(fd: int) -> bytes:

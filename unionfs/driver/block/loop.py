@@ -1,0 +1,118 @@
+"""Loop devices: a file as a block device (loop(4)).
+
+Each has a tag of our own, so that one is never taken for another that got its number later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from unionfs.errors import FailedPreconditionError, UnsupportedError
+
+_CONTROL: Final = "/dev/loop-control"
+_GET_FREE: Final = 0x4C82
+_CONFIGURE: Final = 0x4C0A
+_CLEAR: Final = 0x4C01
+_GET_STATUS: Final = 0x4C05
+
+#: ``struct loop_info64`` (linux/loop.h): five numbers of 64 bits, four of 32, name and rest.
+_INFO: Final = struct.Struct("=5Q4I64s64s32s2Q")
+#: ``struct loop_config``: file, block size, `_INFO`, room.
+_CONFIG: Final = struct.Struct(f"=II{_INFO.size}s64x")
+_TAG_LIMIT: Final = 63
+
+
+def attach(file: int, tag: str) -> str:
+    """Make a loop device of the open *file*, read-only as that is; return its path.
+
+    Raises `UnsupportedError` where there are no loop devices, ``OSError``.
+    """
+    assert len(tag) <= _TAG_LIMIT
+    info = _INFO.pack(*[0] * 9, tag.encode(), b"", b"", 0, 0)
+    try:
+        control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnsupportedError(
+            f"{_CONTROL}: {error.strerror}: this kernel, or this container, has no loop devices"
+        ) from error
+    try:
+        while True:
+            path = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
+            device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, _CONFIGURE, _CONFIG.pack(file, 0, info))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    continue  # somebody else was faster
+                raise
+            finally:
+                os.close(device)
+            return path
+    finally:
+        os.close(control)
+
+
+def tag_of(path: str) -> str | None:
+    """Return the tag of the loop device *path*, ``None`` where it has no file."""
+    try:
+        device = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        buffer = bytearray(_INFO.size)
+        fcntl.ioctl(device, _GET_STATUS, buffer)
+    except OSError:
+        return None
+    finally:
+        os.close(device)
+    name: bytes = _INFO.unpack(buffer)[9]
+    return name.rstrip(b"\0").decode(errors="replace")
+
+
+def find(tag: str) -> str | None:
+    """Return the loop device that has *tag*."""
+    return next((path for path in glob.iglob("/dev/loop[0-9]*") if tag_of(path) == tag), None)
+
+
+def detach(path: str, *, force: bool) -> None:
+    """Take the file away from the loop device *path*; with *force* also while it is in use.
+
+    Then it goes when it is unmounted. Raises `FailedPreconditionError` for one in use.
+    """
+    with _opened(path, exclusive=not force) as device:
+        try:
+            fcntl.ioctl(device, _CLEAR)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # it has no file
+                raise
+
+
+def require_unused(path: str) -> None:
+    """Raise `FailedPreconditionError` if a file system on the device *path* is mounted.
+
+    In whichever mount namespace: who mounts a device has it exclusively.
+    """
+    with _opened(path, exclusive=True):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: str, *, exclusive: bool) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
+    try:
+        device = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise FailedPreconditionError(f"{path}: is mounted; unmount it first") from error
+        raise
+    try:
+        yield device
+    finally:
+        os.close(device)
