@@ -87,7 +87,7 @@ class Client:
         self._channel = grpc.insecure_channel(f"unix:{socket}")
         self._calls: dict[str, Callable[..., Any]] = {
             name: self._channel.unary_unary(SERVICE + name)
-            for name in ("Prepare", "Mounts", "Commit", "Remove", "Usage")
+            for name in ("Prepare", "Commit", "Remove")
         }
         self._list = self._channel.unary_stream(SERVICE + "List")
         self._version = self._channel.unary_unary("/containerd.services.version.v1.Version/Version")
@@ -105,13 +105,13 @@ class Client:
         """A call that does no work: what the way there and back takes."""
         self._version(b"", metadata=NAMESPACE, timeout=120)
 
-    def prepare(self, key: str, parent: str = "") -> Sequence[Mount]:
-        """snapshotter 1, key 2, parent 3, labels 4; the reply has the mounts as field 1."""
-        return _mounts(self._call("Prepare", self._snapshotter, key, parent, keep=True))
+    def prepare(self, key: str, parent: str = "") -> bytes:
+        """See `prepare_mounts`; its reply as it came."""
+        return self._call("Prepare", self._snapshotter, key, parent, keep=True)
 
-    def mounts(self, key: str) -> Sequence[Mount]:
-        """snapshotter 1, key 2; the reply has the mounts as field 1."""
-        return _mounts(self._call("Mounts", self._snapshotter, key))
+    def prepare_mounts(self, key: str, parent: str = "") -> Sequence[Mount]:
+        """snapshotter 1, key 2, parent 3, labels 4; the reply has the mounts as field 1."""
+        return _mounts(self.prepare(key, parent))
 
     def commit(self, name: str, key: str) -> None:
         """snapshotter 1, name 2, key 3, labels 4."""
