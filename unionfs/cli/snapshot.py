@@ -15,7 +15,6 @@ from unionfs.cli.output import print_table, printable
 from unionfs.cli.store_arguments import grammar, open_store, pairs, print_json, readable, size
 from unionfs.driver.api import Info
 from unionfs.errors import UsageError
-from unionfs.store.compare import snapshot_changes
 from unionfs.store.store import Store
 
 _LABELLED: Final = grammar(valued={"label"})
@@ -152,6 +151,8 @@ def _usage(store: Store, arguments: Arguments) -> None:
 
 
 def _diff(store: Store, arguments: Arguments) -> None:
+    from unionfs.store.compare import snapshot_changes  # noqa: PLC0415 - for this verb alone
+
     found = snapshot_changes(store, arguments.positionals[0])
     if "json" in arguments.flags:
         print_json([{"kind": one.kind, "path": os.fsdecode(one.path)} for one in found])
