@@ -1,7 +1,7 @@
 """What a driver says is to be mounted, mounted; and unmounted again.
 
 Unions are mounted by this program, plain binds and overlays by the kernel, which takes a
-third of the time that mount(8) does. All else is for mount(8), which knows about loop devices and
+tenth of the time that mount(8) does. All else is for mount(8), which knows about loop devices and
 has the better words when something is wrong. Directories inside (``X-mount.subdir=``) are shown
 from here: a mount(8) before 2.39 loses them, and says nothing, where mounts are private.
 """
