@@ -10,7 +10,7 @@ VENV=$ROOT/.venv
 PACKAGES=(
   acl attr ca-certificates debootstrap e2fsprogs fuse-overlayfs fuse3 gcc git groff-base
   libc6-dev libcap2-bin libfuse3-dev pkg-config procps python3 python3-dev
-  python3-venv util-linux xfsprogs
+  python3-venv skopeo util-linux xfsprogs
 )
 
 step() { printf '\n==> %s\n' "$*"; }

@@ -15,9 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: What each part may import of the package. A request walks down; nothing calls back upstairs.
 MAY_IMPORT = {
     "layer": {"layer", "errors", "options"},
-    "union": {"union", "layer", "errors", "options", "fuse.interface", "waiting"},
+    "union": {"union", "layer", "errors", "options", "fuse.interface", "log", "waiting"},
     "fuse.interface": {"errors", "options"},
-    "fuse": {"fuse", "errors", "options", "waiting"},
+    "fuse": {"fuse", "errors", "log", "options", "waiting"},
+    "log": set(),
     "waiting": set(),
     "options": {"errors", "optstring"},
     "optstring": {"errors"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "pyfuse3": {"fuse/libfuse.py"},
     "ctypes": {"layer/syscalls.py", "fuse/mounting.py"},
+    "backports": {"layer/compression.py"},
 }
 
 

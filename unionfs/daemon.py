@@ -8,31 +8,23 @@ keeps the caller's stderr, for warnings; after that it keeps nothing of the call
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import signal
 import sys
-import syslog
-import traceback
 from typing import TYPE_CHECKING
 
 from unionfs.errors import MountError, UnionError, exit_status
+from unionfs.log import OUTPUT, Log, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import NoReturn
-
-    _ExceptionInfo = (
-        tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-    )
 
     #: Called by the work when it is ready; `BrokenPipeError` when nobody waits any more.
     Ready = Callable[[], None]
 
-_FORMAT = "%(name)s: %(levelname)s: %(message)s"
-_SYSLOG = "/dev/log"
+log = Log("unionfs")
 
 
 def start(work: Callable[[Ready], None], *, keep: int | None = None) -> None:
@@ -85,7 +77,7 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
     inherited = _open_descriptors() - {writer, keep}
     # Before the mount, which may hide them.
     null = os.open(os.devnull, os.O_RDWR)
-    log_handler = _syslog_handler()
+    system_log = connect()
 
     def tell(status: int, line: str) -> None:
         nonlocal told
@@ -96,8 +88,7 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
             os.close(writer)
 
     def ready() -> None:
-        logging.raiseExceptions = False
-        logging.getLogger().handlers[:] = [log_handler]
+        OUTPUT.write = system_log
         _let_go(inherited, null)
         tell(0, "")
 
@@ -109,12 +100,12 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
         if not told:
             with contextlib.suppress(BrokenPipeError):
                 tell(MountError.exit_code, "the daemon was told to end before it was ready")
-    except BaseException as error:  # of a fork nothing may escape upwards
+    except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
         status, line = exit_status(error)
         if status == 4:
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         if told:
-            logging.getLogger("unionfs").critical("%s", line, exc_info=error)
+            log.critical(line, error)
         else:
             with contextlib.suppress(OSError):
                 tell(status, line)
@@ -158,62 +149,6 @@ def fill_standard_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-
-
-class _Formatter(logging.Formatter):
-    """Formats exceptions without lines of source code.
-
-    The files that these would be read from may be inside of our own mount.
-    """
-
-    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's name
-        lines = []
-        error = ei[1]
-        while error is not None:
-            lines.append(f"{type(error).__name__}: {error}")
-            for frame, number in traceback.walk_tb(error.__traceback__):
-                code = frame.f_code
-                lines.append(f"  {code.co_filename}:{number} {code.co_qualname}")
-            error = error.__cause__ or error.__context__
-        return "\n".join(lines)
-
-
-def log_to_stderr(*, debug: bool) -> None:
-    """Log to stderr: warnings and worse, or with *debug* everything."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(_FORMAT))
-    logging.basicConfig(handlers=[handler], level=logging.DEBUG if debug else logging.WARNING)
-
-
-class _SyslogHandler(logging.Handler):
-    """Logs through the C library: logging's own handler takes long to import."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        for level, priority in _PRIORITIES:
-            if record.levelno >= level:
-                text = self.format(record).encode(errors="backslashreplace").decode()
-                syslog.syslog(priority, text.replace("\0", "\\0"))
-                return
-
-
-_PRIORITIES = (
-    (logging.CRITICAL, syslog.LOG_CRIT),
-    (logging.ERROR, syslog.LOG_ERR),
-    (logging.WARNING, syslog.LOG_WARNING),
-    (logging.INFO, syslog.LOG_INFO),
-    (logging.NOTSET, syslog.LOG_DEBUG),
-)
-
-
-def _syslog_handler() -> logging.Handler:
-    """Return a handler that logs to syslog, or nowhere if there is none."""
-    handler: logging.Handler = logging.NullHandler()
-    if os.path.exists(_SYSLOG):
-        # Connected now: later something may be mounted on the way.
-        syslog.openlog("unionfs", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
-        handler = _SyslogHandler()
-    handler.setFormatter(_Formatter(_FORMAT))
-    return handler
 
 
 def raise_descriptor_limit() -> None:

@@ -49,14 +49,7 @@ class Database:
 
     def _open(self, application: int, migrations: Sequence[str]) -> None:
         """Bring the schema up to date; a database that is not ours, or newer, stays untouched."""
-        version, found = self._pragma("user_version"), self._pragma("application_id")
-        if version > len(migrations):
-            raise FailedPreconditionError(
-                f"{self._path}: version {version} is newer than this program's"
-                f" {len(migrations)}; use the newer one"
-            )
-        if found not in (0, application) or (found == 0 and self._has_tables()):
-            raise FailedPreconditionError(f"{self._path}: not a database of this program's")
+        version = self._checked_version(application, len(migrations))
         if self._pragma("journal_mode = WAL") != "wal":
             raise UnsupportedError(
                 f"{self._path}: SQLite has no write-ahead log on this file system; choose"
@@ -73,6 +66,22 @@ class Database:
                         self.run(statement)
                 self._pragma(f"user_version = {len(migrations)}")
                 self._pragma(f"application_id = {application}")
+
+    def _checked_version(self, application: int, newest: int) -> int:
+        """Return the version of the schema, which is ours and not too new."""
+        # All as of one moment: another process may be making it.
+        self.run("BEGIN")
+        version, found = self._pragma("user_version"), self._pragma("application_id")
+        foreign = found not in (0, application) or (found == 0 and self._has_tables())
+        self.run("COMMIT")
+        if version > newest and not foreign:
+            raise FailedPreconditionError(
+                f"{self._path}: version {version} is newer than this program's {newest}; use the"
+                " newer one"
+            )
+        if foreign:
+            raise FailedPreconditionError(f"{self._path}: not a database of this program's")
+        return int(version)
 
     def _has_tables(self) -> bool:
         return bool(self.rows("SELECT 1 FROM sqlite_master"))

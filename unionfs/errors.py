@@ -10,6 +10,7 @@
         ├── InvalidArgumentError      what was asked for makes no sense
         ├── FailedPreconditionError   not in the state that it is in
         ├── UnsupportedError          not by this driver, user, machine or file system
+        ├── ArchiveError              an archive that is broken or not to be trusted
         └── FaultyError               its data are not to be trusted
 
 Exit codes are those of mount(8), where 2 is a system error, 4 a bug of ours and 8 an
@@ -75,6 +76,10 @@ class FailedPreconditionError(StoreError):
 
 class UnsupportedError(StoreError):
     """This driver, user, machine or file system cannot do it."""
+
+
+class ArchiveError(StoreError):
+    """An archive is broken, or has a member that is not to be trusted: nothing of it is kept."""
 
 
 class FaultyError(StoreError):

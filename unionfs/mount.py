@@ -15,6 +15,7 @@ from unionfs import daemon
 from unionfs.errors import MountError, UnionError, UsageError
 from unionfs.fuse import SESSION_NAMES, mounting
 from unionfs.layer.stack import LayerStack
+from unionfs.log import OUTPUT
 from unionfs.options import require_layers, with_defaults
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def mount(options: MountOptions, target: bytes, *, foreground: bool) -> None:
     daemon.fill_standard_descriptors()
     options = _checked(options)
     place = _resolve_target(target)
-    daemon.log_to_stderr(debug=options.debug)
+    OUTPUT.debug = options.debug
     if foreground:
         _serve(options, place, lambda: None)
         return

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _MAX_ID = 2**32 - 2
+#: A shorter timeout (seconds) is given by those who change layers while they are mounted.
+_LONG_TIMEOUT = 3600.0
 
 
 class MountOptions(NamedTuple):
@@ -69,6 +71,11 @@ class MountOptions(NamedTuple):
             chosen(self.negative_timeout),
             chosen(self.attr_timeout),
         )
+
+    @property
+    def layers_change(self) -> bool:
+        """Whether a timeout says that others change the layers while they are mounted."""
+        return min(self.timeouts()) < _LONG_TIMEOUT
 
 
 class ParsedOptions(NamedTuple):

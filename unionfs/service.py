@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from unionfs import daemon, registry
 from unionfs.errors import MountError
 from unionfs.fuse import mounting, open_session
 from unionfs.layer.stack import LayerStack
+from unionfs.log import Log
 from unionfs.options import format_options
 from unionfs.union.operations import UnionFS
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def serve(options: MountOptions, place: bytes, ready: Ready) -> None:

@@ -103,6 +103,64 @@ _unionfs_snapshot() {
   esac
 }
 
+_unionfs_images() {
+  local root driver
+  root=$(_unionfs_given --root) driver=$(_unionfs_given --driver)
+  unionfs image ls --quiet ${root:+--root "$root"} ${driver:+--driver "$driver"} 2>/dev/null
+}
+
+# _unionfs_image PREVIOUS ARGUMENT: the words after "image".
+_unionfs_image() {
+  local verb=${COMP_WORDS[2]-}
+  if ((COMP_CWORD == 2)); then
+    _unionfs_reply '' -W 'import export ls rm history inspect cleanup' -- "$2"
+    return
+  fi
+  case $1 in
+    --root)
+      _unionfs_directories '' "$2"
+      return
+      ;;
+    --driver)
+      _unionfs_reply '' -W 'overlay' -- "$2"
+      return
+      ;;
+    --format)
+      _unionfs_reply '' -W 'oci-archive docker-archive' -- "$2"
+      return
+      ;;
+    --compression)
+      _unionfs_reply '' -W 'gzip zstd none' -- "$2"
+      return
+      ;;
+    --storage-opt) return ;;
+  esac
+  case $verb:$2 in
+    import:-* | ls:-*)
+      _unionfs_reply '' -W '--quiet --root --driver --storage-opt --json' -- "$2"
+      ;;
+    export:-*)
+      _unionfs_reply '' -W '--format --compression --quiet --root --driver --storage-opt' -- "$2"
+      ;;
+    history:-*)
+      _unionfs_reply '' -W '--no-trunc --root --driver --storage-opt --json' -- "$2"
+      ;;
+    *:-*) _unionfs_reply '' -W '--root --driver --storage-opt --json --help' -- "$2" ;;
+    import:*)
+      compopt -o filenames
+      _unionfs_reply '' -f -- "$2"
+      ;;
+    *)
+      local IFS=$'\n'
+      _unionfs_reply '' -W "$(_unionfs_images)" -- "$2"
+      if [[ $verb == export ]]; then
+        compopt -o filenames
+        _unionfs_reply '' -f -- "$2"
+      fi
+      ;;
+  esac
+}
+
 _unionfs() {
   local piece=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}
   local argument=${line##*[[:blank:]]} command=${COMP_WORDS[1]-}
@@ -117,6 +175,10 @@ _unionfs() {
     _unionfs_snapshot "$previous" "$argument"
     return
   fi
+  if [[ $command == image ]] && ((COMP_CWORD > 1)); then
+    _unionfs_image "$previous" "$argument"
+    return
+  fi
   case $command:$previous in
     umount:* | ls:*) ;;
     *:-o | *:--options)
@@ -129,7 +191,7 @@ _unionfs() {
       ;;
   esac
   if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
-    _unionfs_reply '' -W 'mount umount ls diff snapshot' -- "$argument"
+    _unionfs_reply '' -W 'mount umount ls diff snapshot image' -- "$argument"
   fi
   case $command:$argument in
     umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;

@@ -57,7 +57,7 @@ function __unionfs_command --description 'Whether the command is one of the argu
 end
 
 function __unionfs_mounting --description 'Whether a union is being mounted'
-    not __unionfs_command umount ls diff snapshot
+    not __unionfs_command umount ls diff snapshot image
 end
 
 complete --command unionfs --no-files
@@ -66,6 +66,7 @@ complete --command unionfs --condition __fish_use_subcommand --arguments umount 
 complete --command unionfs --condition __fish_use_subcommand --arguments ls --description 'List the mounted unions'
 complete --command unionfs --condition __fish_use_subcommand --arguments diff --description 'List what the upper layer changes'
 complete --command unionfs --condition __fish_use_subcommand --arguments snapshot --description 'Keep trees on top of one another'
+complete --command unionfs --condition __fish_use_subcommand --arguments image --description 'Bring images in and out'
 complete --command unionfs --short-option h --long-option help --description 'Print a summary'
 complete --command unionfs --short-option V --long-option version --description 'Print the version'
 
@@ -95,10 +96,22 @@ end
 
 complete --command unionfs --condition __unionfs_snapshot_verb --arguments 'prepare view commit capture mount umount mounts release rm ls info usage diff label cleanup'
 complete --command unionfs --condition '__unionfs_command snapshot; and not __unionfs_snapshot_verb' --arguments '(__unionfs_keys) (__fish_complete_directories)'
-complete --command unionfs --condition '__unionfs_command snapshot' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
-complete --command unionfs --condition '__unionfs_command snapshot' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
-complete --command unionfs --condition '__unionfs_command snapshot' --long-option storage-opt --require-parameter --description 'Option of the driver'
+complete --command unionfs --condition '__unionfs_command snapshot image' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
+complete --command unionfs --condition '__unionfs_command snapshot image' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
+complete --command unionfs --condition '__unionfs_command snapshot image' --long-option storage-opt --require-parameter --description 'Option of the driver'
 complete --command unionfs --condition '__unionfs_command snapshot' --long-option label --require-parameter --description 'Label'
 complete --command unionfs --condition '__unionfs_command snapshot' --long-option size --require-parameter --description 'Limit of the tree'
 complete --command unionfs --condition '__unionfs_command snapshot' --long-option lazy --short-option l --description 'Detach it though it is in use'
-complete --command unionfs --condition '__unionfs_command snapshot' --long-option json --description 'Print JSON'
+complete --command unionfs --condition '__unionfs_command snapshot image' --long-option json --description 'Print JSON'
+
+function __unionfs_image_verb --description 'Whether the verb of unionfs image is to come'
+    test (count (commandline --tokenize --current-process --cut-at-cursor)) -eq 2
+    and __unionfs_command image
+end
+
+complete --command unionfs --condition __unionfs_image_verb --arguments 'import export ls rm history inspect cleanup'
+complete --command unionfs --condition '__unionfs_command image; and not __unionfs_image_verb' --force-files --arguments '(unionfs image ls --quiet 2>/dev/null)'
+complete --command unionfs --condition '__unionfs_command image' --long-option format --require-parameter --arguments 'oci-archive docker-archive' --description 'What to write'
+complete --command unionfs --condition '__unionfs_command image' --long-option compression --require-parameter --arguments 'gzip zstd none' --description 'Of layers'
+complete --command unionfs --condition '__unionfs_command image' --short-option q --long-option quiet --description 'No progress, names alone'
+complete --command unionfs --condition '__unionfs_command image' --long-option no-trunc --description 'Do not shorten'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import fnmatch
 import json
@@ -19,6 +20,7 @@ from tests.bench.mounting import SAME_FOR_ALL, Launch, environment
 from tests.bench.report import Report
 from tests.bench.run import Results, Runner, chosen, progress, rows_of
 from tests.bench.systems import OPTIONS, System, find
+from tests.mounts import REPOSITORY
 from tests.watchdog import Watchdog
 
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -105,6 +107,8 @@ def _measure(
         watchdog = _watchdog()
         stack.callback(watchdog.close)
         root = Launch(sys.executable, environment())
+        # As an installation leaves it: a start need not compile.
+        compileall.compile_dir(REPOSITORY / "unionfs", quiet=2)
         cpu = max(os.sched_getaffinity(0))
         launches = {FREE: root, PINNED: Launch(root.python, root.environment, cpu)}
         if given.unprivileged:

@@ -21,6 +21,9 @@ from tests.watchdog import Watchdog, abort
 #: No language and no configuration of the one who measures.
 SAME_FOR_ALL = {"LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
 
+#: What the installed `unionfs` runs: `python -m` would have more to import.
+_PROGRAM = "from unionfs.cli import program; program()"
+
 #: What a page of mount(2) can hold.
 KERNEL_LIMIT = 4095
 
@@ -65,7 +68,7 @@ class Launch:
         return self.environment["PYTHONPATH"].partition(":")[0]
 
     def own_command(self) -> list[str]:
-        return [self.python, "-m", "unionfs", "mount"]
+        return [self.python, "-c", _PROGRAM, "mount"]
 
 
 @dataclass

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options
-from unionfs.cli import diff, ls, mount8, mount_command, snapshot, umount, usage
+from unionfs.cli import diff, image, ls, mount8, mount_command, snapshot, umount, usage
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ["unionfs.1", "unionfs-snapshot.1", "mount.unionfs.8"]
+PAGES = ["unionfs.1", "unionfs-snapshot.1", "unionfs-image.1", "mount.unionfs.8"]
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
 
 #: Of no use to somebody who types; taken because programs send them.
@@ -52,7 +52,17 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     text = (DOCS / "completions" / name).read_text(encoding="utf-8")
     wanted = (OWN | set(options._EFFECTIVE) | {"ro", "rw"}) - FOR_PROGRAMS
     assert wanted - names(text) == set()
-    for word in ("mount", "umount", "ls", "diff", "snapshot", *snapshot.VERBS, *SESSION_NAMES):
+    for word in (
+        "mount",
+        "umount",
+        "ls",
+        "diff",
+        "snapshot",
+        "image",
+        *snapshot.VERBS,
+        *image.VERBS,
+        *SESSION_NAMES,
+    ):
         assert word in names(text)
     for flag in ("lazy", "json", "foreground", "debug", "verbose", "session", "help", "version"):
         assert flag in names(text)
@@ -63,6 +73,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     [
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
+        ("unionfs-image.1", [verb.grammar for verb in image.VERBS.values()]),
         ("mount.unionfs.8", [mount8._GRAMMAR]),
     ],
 )
@@ -72,7 +83,7 @@ def test_the_manuals_describe_every_argument(page: str, grammars: list[Grammar])
         for name in grammar.flags | grammar.valued | set(grammar.aliases):
             if name == "session" and page == "mount.unionfs.8":
                 continue  # as an option, session=
-            if page == "unionfs-snapshot.1" and name in ASKING:
+            if page in ("unionfs-snapshot.1", "unionfs-image.1") and name in ASKING:
                 continue  # as of every command
             assert re.search(rf"(?<!\S)--?{name}\b" if len(name) > 1 else rf"-\w*{name}", text), (
                 name
@@ -131,6 +142,9 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "snapshot ", "umount ", "--l"], ["--lazy"]),
         (["unionfs ", "snapshot ", "ls ", "--driver ", "o"], ["overlay"]),
         (["unionfs ", "snapshot ", "ls ", "--root ", "da"], ["data"]),
+        (["unionfs ", "image ", "i"], ["import", "inspect"]),
+        (["unionfs ", "image ", "import ", "da"], ["data"]),
+        (["unionfs ", "image ", "export ", "--format ", "d"], ["docker-archive"]),
         (["unionfs ", "data ", "da"], ["data"]),
     ],
 )

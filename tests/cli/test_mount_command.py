@@ -511,7 +511,7 @@ def test_a_daemon_imports_what_it_needs_and_nothing_late(command: Command) -> No
     # The target may lie over the files that it would be imported from.
     assert late == set()
     slow = {"pyfuse3", "trio", "asyncio", "tempfile", "subprocess", "shutil", "argparse"}
-    slow |= {"logging.handlers", "socket", "importlib.metadata", "unionfs.fuse.libfuse"}
+    slow |= {"logging", "traceback", "socket", "importlib.metadata", "unionfs.fuse.libfuse"}
     assert imported & slow == set()
 
 

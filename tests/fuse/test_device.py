@@ -19,7 +19,7 @@ from unionfs.errors import MountError
 from unionfs.fuse import protocol
 from unionfs.fuse.formation import Formation
 from unionfs.fuse.interface import ROOT_ID
-from unionfs.fuse.placement import Placement
+from unionfs.fuse.placement import HIDDEN, NOBODY, Placement
 from unionfs.fuse.protocol import Init, Opcode
 from unionfs.waiting import blocking
 
@@ -73,7 +73,7 @@ class _Turns:
 
     def await_turn(self, *, others_read: bool = True) -> None: ...
 
-    def waits(self) -> None: ...
+    def apart(self) -> None: ...
 
     def served(self, client: int) -> None:
         assert client >= 0
@@ -111,6 +111,37 @@ def test_a_request_of_another_length_than_it_says(wire: Wire, wrong: int) -> Non
     raw[:4] = struct.pack("=I", len(raw) + wrong)
     wire.run(bytes(raw))
     assert wire.answer() == (6, (errno.EINVAL, b""))
+
+
+@pytest.mark.parametrize(
+    ("opcode", "pid", "client"),
+    [
+        (Opcode.RELEASE, 0, NOBODY),
+        (Opcode.FORGET, 0, NOBODY),
+        (Opcode.BATCH_FORGET, 0, NOBODY),
+        (Opcode.GETATTR, 0, HIDDEN),
+        (Opcode.GETATTR, 7, 7),
+    ],
+)
+def test_who_waits_for_a_request(wire: Wire, opcode: Opcode, pid: int, client: int) -> None:
+    """The kernel makes RELEASE and FORGET as nobody's, other pid namespaces are hidden."""
+    assert wire.run(message(opcode, bytes(24), pid=pid)) == client
+
+
+def test_what_counts_as_apart(wire: Wire) -> None:
+    node = wire.node("file")
+    handle = wire.open(node)
+    block = wire.reader._block
+    wire.ask(Opcode.GETATTR, bytes(16), node)
+    assert block.apart == 0
+    wire.ask(Opcode.WRITE, write_in(handle, b"new"), node)
+    assert block.apart == 1, "a copy-up, however many steps it has"
+    wire.ask(Opcode.WRITE, write_in(handle, b"new"), node)
+    wire.ask(Opcode.READ, read_in(handle, 100), node)
+    assert block.apart == 1, "these copy little"
+    wire.ask(Opcode.WRITE, write_in(handle, bytes(100_000)), node)
+    wire.ask(Opcode.READ, read_in(handle, 100_000), node)
+    assert block.apart == 3
 
 
 @pytest.mark.parametrize("code", [512, 524, 530, 100_000, -5])

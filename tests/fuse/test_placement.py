@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from unionfs.fuse.formation import BLOCK, Formation, Pause, Policy
-from unionfs.fuse.placement import Placement, Reader
+from unionfs.fuse.placement import NOBODY, Placement, Reader
 
 ONE = [7] * BLOCK
 TWO = [7, 8] * (BLOCK // 2)
@@ -26,9 +26,9 @@ class World:
         self.calm = self.alone = True
         self.policy = Policy(lambda: self.calm, lambda: self.alone, self.now)
 
-    def look(self, clients: list[int], after: float = 0.001) -> Formation:
+    def look(self, clients: list[int], after: float = 0.001, *, apart: int = 0) -> Formation:
         self.now += after
-        return self.policy.look(clients, self.now)
+        return self.policy.look(clients, apart, self.now)
 
     def late(self, after: float = 0.01) -> Formation:
         self.now += after
@@ -40,10 +40,16 @@ class World:
         assert self.policy.formation is Formation.NEAR
         return self
 
-    def looks_until(self, formation: Formation, step: float = 0.001) -> float:
+    def spread(self) -> World:
+        for _ in range(2):
+            self.look(TWO, apart=BLOCK)
+        assert self.policy.formation is Formation.SPREAD
+        return self
+
+    def looks_until(self, formation: Formation, step: float = 0.001, *, apart: int = 0) -> float:
         """The seconds until *formation*, with one fast client."""
         begun = self.now
-        while self.look(ONE, step) is not formation:
+        while self.look(ONE, step, apart=apart) is not formation:
             assert self.now < begun + 100
         return self.now - begun
 
@@ -54,27 +60,27 @@ def world() -> World:
 
 
 def test_near_after_two_good_looks(world: World) -> None:
-    assert world.look(ONE) is Formation.SPREAD
+    assert world.look(ONE) is Formation.FREE
     assert world.look(ONE) is Formation.NEAR
 
 
 @pytest.mark.parametrize("clients", [TWO, [7] * 12 + [8] * 4, list(range(BLOCK))])
 def test_never_near_without_a_single_client(world: World, clients: list[int]) -> None:
-    assert {world.look(clients) for _ in range(1000)} == {Formation.SPREAD}
+    assert {world.look(clients) for _ in range(1000)} == {Formation.FREE}
 
 
 def test_good_looks_must_be_in_a_row(world: World) -> None:
-    assert {world.look(clients) for _ in range(50) for clients in (ONE, TWO)} == {Formation.SPREAD}
+    assert {world.look(clients) for _ in range(50) for clients in (ONE, TWO)} == {Formation.FREE}
 
 
-def test_a_slow_client_stays_spread(world: World) -> None:
-    assert {world.look(ONE, after=0.017) for _ in range(50)} == {Formation.SPREAD}
+def test_a_slow_client_stays_free(world: World) -> None:
+    assert {world.look(ONE, after=0.017) for _ in range(50)} == {Formation.FREE}
 
 
 @pytest.mark.parametrize("obstacle", ["calm", "alone"])
 def test_near_only_when_calm_and_alone(world: World, obstacle: str) -> None:
     setattr(world, obstacle, False)
-    assert {world.look(ONE) for _ in range(50)} == {Formation.SPREAD}
+    assert {world.look(ONE) for _ in range(50)} == {Formation.FREE}
     setattr(world, obstacle, True)
     assert world.looks_until(Formation.NEAR) <= 0.021
 
@@ -88,7 +94,7 @@ def test_files_are_not_asked_at_each_look() -> None:
 
     policy = Policy(calm, lambda: True, 0.0)
     for number in range(1000):
-        policy.look(ONE, number * 0.001)
+        policy.look(ONE, 0, number * 0.001)
     assert len(asked) <= 50
 
 
@@ -102,14 +108,14 @@ def test_one_late_pick_up_is_an_accident(world: World) -> None:
 def test_the_second_late_pick_up_ends_near(world: World) -> None:
     world.near()
     assert world.late() is Formation.NEAR
-    assert world.late(after=0.2) is Formation.SPREAD
+    assert world.late(after=0.2) is Formation.FREE
 
 
 def test_late_pick_ups_of_a_slow_client_end_near_too(world: World) -> None:
     world.near()
     assert world.late(after=5.0) is Formation.NEAR
     assert world.look(ONE, after=16.0) is Formation.NEAR
-    assert world.late(after=5.0) is Formation.SPREAD
+    assert world.late(after=5.0) is Formation.FREE
 
 
 def test_pauses_double_up_to_a_bound_and_are_forgotten(world: World) -> None:
@@ -138,8 +144,8 @@ def test_pauses_double_up_to_a_bound_and_are_forgotten(world: World) -> None:
 def test_a_second_client_ends_near_at_the_second_look(world: World) -> None:
     world.near()
     assert world.look(TWO) is Formation.NEAR
-    assert world.look(TWO) is Formation.SPREAD
-    assert world.look(ONE) is Formation.SPREAD
+    assert world.look(TWO) is Formation.FREE
+    assert world.look(ONE) is Formation.FREE
     assert world.look(ONE) is Formation.NEAR, "no failure, no pause"
 
 
@@ -153,22 +159,51 @@ def test_a_near_client_may_come_slowly(world: World) -> None:
     assert {world.look(ONE, after=5.0) for _ in range(10)} == {Formation.NEAR}
 
 
+@pytest.mark.parametrize("clients", [ONE, TWO])
+def test_spread_while_requests_copy_or_wait(world: World, clients: list[int]) -> None:
+    assert world.look(clients, apart=8) is Formation.FREE
+    assert world.look(clients, apart=8) is Formation.SPREAD
+    assert {world.look(clients, apart=8) for _ in range(20)} == {Formation.SPREAD}
+    world.look(clients)
+    assert world.look(clients) is not Formation.SPREAD
+
+
+def test_a_few_that_wait_do_not_end_near(world: World) -> None:
+    world.near()
+    assert {world.look(ONE, apart=2) for _ in range(50)} == {Formation.NEAR}
+
+
+def test_many_that_wait_end_near_without_a_pause(world: World) -> None:
+    world.near()
+    world.look(ONE, apart=8)
+    assert world.look(ONE, apart=8) is Formation.SPREAD
+    world.look(ONE)
+    assert world.look(ONE) is Formation.NEAR
+
+
+def test_never_spread_when_crowded(world: World) -> None:
+    world.calm = False
+    assert {world.look(TWO, apart=BLOCK) for _ in range(200)} == {Formation.FREE}
+
+
 def test_late_pinned_readers_give_way_to_a_free_one(world: World) -> None:
+    world.spread()
     assert world.late() is Formation.SPREAD, "late, but not for want of a CPU"
     world.calm = False
     assert world.late() is Formation.FREE
-    assert {world.look(ONE) for _ in range(200)} == {Formation.FREE}
+    assert {world.look(ONE, apart=BLOCK) for _ in range(200)} == {Formation.FREE}
     world.calm = True
-    assert world.looks_until(Formation.SPREAD) <= 0.021
+    assert world.looks_until(Formation.SPREAD, apart=BLOCK) <= 0.021
 
 
-def test_free_lasts_longer_each_time(world: World) -> None:
+def test_the_pause_of_spread_lasts_longer_each_time(world: World) -> None:
+    world.spread()
     lengths = []
     for _ in range(6):
         world.calm = False
         world.late()
         world.calm = True
-        lengths.append(world.looks_until(Formation.SPREAD))
+        lengths.append(world.looks_until(Formation.SPREAD, apart=BLOCK))
     assert lengths == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0], abs=0.01)
 
 
@@ -281,6 +316,26 @@ def test_a_reader_that_fails_leaves_the_others_reading(monkeypatch: pytest.Monke
         thread.join(10)
         assert not thread.is_alive()
     assert ended.is_set()
+
+
+def test_what_nobody_waits_for_is_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def look(policy: Policy, clients: list[int], *_: object) -> Formation:
+        seen.extend(clients)
+        return policy.formation
+
+    monkeypatch.setattr(Policy, "look", look)
+    placement = Placement("auto")
+
+    def read_loop(reader: Reader) -> None:
+        for _ in range(BLOCK):
+            reader.served(7)
+            reader.served(NOBODY)
+
+    for thread in placement.start(read_loop):
+        thread.join(10)
+    assert set(seen) == {7}
 
 
 def test_descriptors_are_given_back() -> None:

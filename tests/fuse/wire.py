@@ -15,7 +15,7 @@ from tests.mounts import Layers
 from unionfs.fuse import protocol
 from unionfs.fuse.device import DeviceSession
 from unionfs.fuse.interface import ROOT_ID
-from unionfs.fuse.placement import Placement, Reader
+from unionfs.fuse.placement import Block, Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
@@ -62,7 +62,7 @@ class Wire:
         for number in (self._ours.fileno(), self._theirs):
             with socket.socket(fileno=os.dup(number)) as end:
                 end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 << 20)
-        self._reader = Reader(Placement("off"), [])
+        self.reader = Reader(Placement("off"), Block())
         self.notices: list[tuple[int, bytes]] = []
         self._uniques = itertools.count(2, 2)
 
@@ -72,7 +72,7 @@ class Wire:
 
     def run(self, raw: bytes) -> int:
         """Let the session run what it has read, in this thread; what it says of the client."""
-        return self.session._run(memoryview(bytearray(raw)), self._reader)
+        return self.session._run(memoryview(bytearray(raw)), self.reader)
 
     def ask(
         self, opcode: int, body: bytes = b"", node: int = ROOT_ID, *, pid: int | None = None

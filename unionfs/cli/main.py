@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from unionfs.cli import usage
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - all have an exit status
         status, line = exit_status(error)
         if status == 4 and not isinstance(error, UnionError):
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         complain([line])
     return status
 
@@ -83,6 +82,10 @@ def _command(program: str, arguments: list[str]) -> Callable[[], int]:
             from unionfs.cli import snapshot
 
             return lambda: snapshot.run(rest)
+        case ["image", *rest]:
+            from unionfs.cli import image
+
+            return lambda: image.run(rest)
         case ["-h" | "--help"]:
             return lambda: _say(usage.COMMANDS)
         case []:

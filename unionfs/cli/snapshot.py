@@ -59,7 +59,7 @@ def _prepare(store: Store, arguments: Arguments) -> None:
     limit = arguments.last("size")
     info = store.driver.prepare(
         key,
-        parent[0] if parent else "",
+        _parent(store, parent[0]) if parent else "",
         labels=_labels(arguments),
         size=None if limit is None else size(limit, "--size"),
     )
@@ -68,7 +68,8 @@ def _prepare(store: Store, arguments: Arguments) -> None:
 
 def _view(store: Store, arguments: Arguments) -> None:
     key, parent = arguments.positionals
-    _print_made(store.driver.view(key, parent, labels=_labels(arguments)), arguments)
+    made = store.driver.view(key, _parent(store, parent), labels=_labels(arguments))
+    _print_made(made, arguments)
 
 
 def _commit(store: Store, arguments: Arguments) -> None:
@@ -176,6 +177,12 @@ def _cleanup(store: Store, arguments: Arguments) -> None:
         return
     for path in removed:
         print(printable(path))
+
+
+def _parent(store: Store, name: str) -> str:
+    from unionfs.store.images import Images  # noqa: PLC0415 - for two verbs alone
+
+    return Images(store).parent(name)
 
 
 def _labels(arguments: Arguments) -> dict[str, str]:

@@ -12,6 +12,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs ls [--json]                          list the mounted unions
        unionfs diff MOUNT | UPPERDIR | -o OPTIONS   list what the upper layer changes
        unionfs snapshot VERB ...                    keep trees on top of one another, by name
+       unionfs image VERB ...                       bring images in and out
        unionfs [SOURCE] TARGET -o OPTIONS           mount, as mount(8) and engines call it
 
 "unionfs COMMAND --help" tells more; unionfs(1) tells all."""
@@ -117,5 +118,26 @@ Snapshots are trees of files, each on top of its parent. "prepare" makes one tha
 changed, "commit" gives it a name and ends that, so that others can be prepared on it; a
 "view" shows one read-only. "capture" is a commit after which KEY goes on. "mounts" prints
 the commands that "mount" stands for. An empty VALUE removes a label.
+
+{STORE}"""
+
+IMAGE = f"""\
+usage: unionfs image import ARCHIVE | DIR | - [NAME]
+       unionfs image export NAME ARCHIVE | - [--format FORMAT] [--compression NAME]
+       unionfs image ls [-q]
+       unionfs image rm NAME...
+       unionfs image history NAME [--no-trunc]
+       unionfs image inspect NAME...
+       unionfs image cleanup
+
+"import" takes an OCI layout (a directory or a tar archive), what docker save or podman save
+wrote, or any tree (a directory or a tar archive) as one layer; which of them it is, the
+content says. Compressed ones are taken as they are. An image's NAME is the parent for
+"unionfs snapshot prepare KEY NAME". "export" also takes a committed snapshot.
+
+  --format FORMAT      oci-archive (the default) or docker-archive
+  --compression NAME   of layers: gzip, zstd or none (default: gzip, in docker-archive none)
+  -q, --quiet          no progress; of ls, the names alone
+  --no-trunc           do not shorten
 
 {STORE}"""

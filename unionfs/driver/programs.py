@@ -49,7 +49,8 @@ def require(*programs: str) -> None:
 def run(arguments: Sequence[str], *, place: str = "/") -> str:
     """Run a program in the directory *place* and return what it printed.
 
-    It is killed if we are: what it makes would else grow while others remove it. Raises `ProgramError` with the last line that it said, `UnsupportedError` where it is missing.
+    It is killed if we are: what it makes would else grow while others remove it. Raises
+    `ProgramError` with the last line that it said, `UnsupportedError` where it is missing.
     """
     try:
         done = subprocess.run(

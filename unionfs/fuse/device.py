@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import queue
 import struct
@@ -26,14 +25,16 @@ from unionfs.errors import MountError
 from unionfs.fuse import mounting, protocol
 from unionfs.fuse.interface import FileSystem
 from unionfs.fuse.openless import OpenlessRequests
-from unionfs.fuse.placement import Placement, Reader
+from unionfs.fuse.placement import HIDDEN, NOBODY, Placement, Reader
 from unionfs.fuse.protocol import Init, Opcode, Valid
 from unionfs.fuse.requests import Handler, Reply, Requests, Timeouts
+from unionfs.fuse.rereading import NOT_WANTED, RereadingRequests
 from unionfs.fuse.workers import Workers
+from unionfs.log import Log
 from unionfs.options import MountOptions
 from unionfs.waiting import Blocking
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 #: What the device says when the mount is gone: unmounted, aborted, or closed by ourselves.
 _DISCONNECTED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
@@ -43,6 +44,10 @@ _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 _ERRNOS: Final = 512
 #: Replies to these opcodes do not exist.
 _WITHOUT_REPLY: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+#: The kernel makes these by itself, as nobody's: who caused them goes on meanwhile.
+_UNAWAITED: Final = (*_WITHOUT_REPLY, Opcode.RELEASE, Opcode.RELEASEDIR)
+#: Writes of less copy so little that others need not read meanwhile; such reads are not `brief`.
+_MUCH: Final = 64 * 1024
 
 _WANTED: Final = (
     Init.ASYNC_READ
@@ -194,15 +199,21 @@ class DeviceSession:
     def _choose(self, offered: Init) -> Init:
         """Choose what to take of what the kernel offers, and so how files are opened.
 
-        Passthrough needs an OPEN for every file; without it there is none at all.
+        Passthrough needs an OPEN for every file, and so do files that others change; else
+        there is none at all.
         """
         timeouts = _timeouts(self._options)
+        changing = self._options.layers_change
+        wanted = _WANTED & ~NOT_WANTED if changing else _WANTED
         if self._options.passthrough != "off" and mounting.may_pass_through():
             self._passthrough = bool(offered & Init.PASSTHROUGH)
-        if self._passthrough:
-            self._handlers = Requests(self._fs, timeouts).handlers()
+        if self._passthrough or changing:
+            requests = (RereadingRequests if changing else Requests)(self._fs, timeouts)
+            self._handlers = requests.handlers()
+            if self._passthrough:
+                wanted |= Init.PASSTHROUGH
             # With this, OPEN does the truncation; so it must not be answered ENOSYS.
-            return offered & (_WANTED | Init.PASSTHROUGH | Init.ATOMIC_O_TRUNC)
+            return offered & (wanted | Init.ATOMIC_O_TRUNC)
         self._handlers = OpenlessRequests(self._fs, timeouts).handlers()
         return offered & (_WANTED | Init.NO_OPEN_SUPPORT)
 
@@ -244,25 +255,28 @@ class DeviceSession:
     def _run(self, raw: memoryview, reader: Reader) -> int:
         """Run a request until it ends, or has to wait while nobody else reads.
 
-        Return the thread that made it, inverted (and so negative, even for 0, which is a
-        thread of another pid namespace) if a worker goes on with it.
+        Return the thread that waits for it (``NOBODY``, or ``HIDDEN`` in another pid
+        namespace), inverted (and so negative, even for 0) if a worker goes on with it.
         """
         pid: int
         try:
             size, opcode, unique, node, uid, gid, pid, _, _ = _unpack_header(raw)
         except struct.error:
             log.warning("%d bytes are no request", len(raw))
-            return 0
+            return NOBODY
         self.counts[opcode] += 1
+        client = pid or (NOBODY if opcode in _UNAWAITED else HIDDEN)
         handler = self._handlers.get(opcode)
         if handler is None or size != len(raw):
             self._refuse(opcode, unique, errno.ENOSYS if handler is None else errno.EINVAL)
-            return pid
+            return client
         with self._lock:
             if self._ending:
-                return pid  # it ends with the mount
+                return client  # it ends with the mount
             request = handler(node, raw[_HEADER_SIZE:], (uid, gid, pid))
             step, reply, code = self._advance(opcode, request, None, None)
+        if step is not None and not (step.brief and size < _MUCH and opcode == Opcode.WRITE):
+            reader.apart()
         while step is not None:
             if step.brief:
                 step, reply, code = self._resume(opcode, request, step)
@@ -270,12 +284,11 @@ class DeviceSession:
                 with self._workers.another():
                     step, reply, code = self._resume(opcode, request, step)
             else:
-                reader.waits()
                 self._workers.start(partial(self._finish, opcode, unique, request, step))
-                return ~pid
+                return ~client
         if opcode not in _WITHOUT_REPLY:
             self._reply(unique, code, reply)
-        return pid
+        return client
 
     def _finish(self, opcode: int, unique: int, request: Request, step: Blocking | None) -> None:
         """Run what is left of a request, its waiting included, in a worker thread."""

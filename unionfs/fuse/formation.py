@@ -9,6 +9,10 @@ from collections.abc import Callable, Sequence
 BLOCK = 16
 #: So many of a block from one thread: it has the mount for itself; with fewer it has not.
 _ONE_CLIENT, _STILL_ONE_CLIENT = 13, 12
+#: So many of a block copied much, or waited: others should read meanwhile.
+_APART = 6
+#: So many looks in a row ask for a formation before it is taken.
+_SURE = 2
 #: A block within this time, in seconds, comes fast.
 _FAST = 0.016
 #: Two late pick-ups within this time, or so many looks at a slow client, are no accident.
@@ -21,8 +25,8 @@ class Formation(enum.Enum):
     """Who reads."""
 
     FREE = "free"
-    SPREAD = "spread"
     NEAR = "near"
+    SPREAD = "spread"
 
 
 class Pause:
@@ -53,8 +57,15 @@ class Policy:
     harm nobody and be harmed by nobody; they are asked when all else is right.
     """
 
-    def __init__(self, calm: Callable[[], bool], alone: Callable[[], bool], now: float) -> None:
-        self.formation = Formation.SPREAD
+    def __init__(
+        self,
+        calm: Callable[[], bool],
+        alone: Callable[[], bool],
+        now: float,
+        first: Formation = Formation.FREE,
+    ) -> None:
+        self.formation = first
+        self._wanted = first
         self._calm = calm
         self._alone = alone
         self._near_pause = Pause(10.0)
@@ -65,24 +76,36 @@ class Policy:
         self._late = float("-inf")
         self._since_late = _LATE_LOOKS
 
-    def look(self, clients: Sequence[int], now: float) -> Formation:
-        """Decide after a block of requests from the threads *clients*."""
+    def look(self, clients: Sequence[int], apart: int, now: float) -> Formation:
+        """Decide after a block of requests.
+
+        *clients* are the threads that wait for them; *apart* of them copied much or waited.
+        """
         span, self._looked = now - self._looked, now
-        if self.formation is Formation.NEAR:
-            self._since_late += 1
-            other = clients.count(clients[-1]) < _STILL_ONE_CLIENT
-            self._looks = self._looks + 1 if other else 0
-            if self._looks == 2:
-                self._change(Formation.SPREAD)
-        elif self.formation is Formation.FREE:
-            if self._spread_pause.over(now) and self._ask(now, self._calm):
-                self._change(Formation.SPREAD)
-        else:
-            fast = span <= _FAST and clients.count(clients[-1]) >= _ONE_CLIENT
-            self._looks = self._looks + 1 if fast and self._near_pause.over(now) else 0
-            if self._looks >= 2 and self._ask(now, lambda: self._calm() and self._alone()):
-                self._change(Formation.NEAR)
+        self._since_late += 1
+        wanted = self._suited(clients, apart, span)
+        self._looks = self._looks + 1 if wanted is self._wanted else 1
+        self._wanted = wanted
+        if wanted is not self.formation and self._looks >= _SURE and self._may(wanted, now):
+            self._change(wanted)
         return self.formation
+
+    def _suited(self, clients: Sequence[int], apart: int, span: float) -> Formation:
+        if apart >= _APART:
+            return Formation.SPREAD
+        most = clients.count(clients[-1])
+        if self.formation is Formation.NEAR:
+            return Formation.NEAR if most >= _STILL_ONE_CLIENT else Formation.FREE
+        fast = span <= _FAST and most >= _ONE_CLIENT
+        return Formation.NEAR if fast else Formation.FREE
+
+    def _may(self, formation: Formation, now: float) -> bool:
+        if formation is Formation.SPREAD:
+            return self._spread_pause.over(now) and self._ask(now, self._calm)
+        if formation is Formation.NEAR:
+            calm_and_alone = lambda: self._calm() and self._alone()  # noqa: E731
+            return self._near_pause.over(now) and self._ask(now, calm_and_alone)
+        return True
 
     def late(self, now: float) -> Formation:
         """Decide after a reader that had something to read got its CPU late."""
@@ -99,7 +122,7 @@ class Policy:
     def leave_near(self, now: float) -> Formation:
         """Take note that near does not work."""
         self._near_pause.failed(now)
-        self._change(Formation.SPREAD)
+        self._change(Formation.FREE)
         return self.formation
 
     def _ask(self, now: float, question: Callable[[], bool]) -> bool:

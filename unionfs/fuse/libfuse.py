@@ -22,12 +22,13 @@ from unionfs.errors import MountError
 from unionfs.fuse.interface import Attr, Caller, Changes, Opened
 from unionfs.fuse.mounting import words_of_libfuse
 from unionfs.fuse.tasks import on_trio
+from unionfs.log import OUTPUT, Log, described
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Entry, FileSystem
     from unionfs.options import MountOptions
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -55,9 +56,17 @@ def _answered(
     return answered
 
 
-def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Pass over replies that nobody waits for any more: interrupted, or unmounted."""
-    return "fuse_reply_* failed with No such file or directory" not in record.getMessage()
+class _Handler(logging.Handler):
+    """Hands on what pyfuse3 and trio log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        # A reply that nobody waits for any more: interrupted, or unmounted.
+        if "fuse_reply_* failed with No such file or directory" in text:
+            return
+        if record.exc_info:
+            text += f"\n{described(record.exc_info[1])}"
+        OUTPUT.line(record.name, record.levelname, text)
 
 
 class PyfuseSession:
@@ -70,7 +79,8 @@ class PyfuseSession:
         self._trio: trio.lowlevel.TrioToken | None = None
         self._stopping = False
         filesystem.connect(_Pyfuse())
-        logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
+        level = logging.DEBUG if options.debug else logging.WARNING
+        logging.basicConfig(handlers=[_Handler()], level=level)
 
     def mount(self, target: bytes, source: str, words: Sequence[str]) -> None:
         # libfuse takes a comma for the end of an option unless it is escaped.
@@ -172,6 +182,8 @@ class _Handlers(pyfuse3.Operations):
         super().__init__()
         self._fs = filesystem
         self._entry_timeout, self._negative_timeout, self._attr_timeout = options.timeouts()
+        # Unless others change the layers, pages stay good between two opens.
+        self._keeps_pages = not options.layers_change
         self.initialised = trio.Event()
 
     def init(self) -> None:
@@ -280,11 +292,12 @@ class _Handlers(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         entry, opened = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
-        return _file_info(opened), self._entry(entry)
+        return _file_info(opened, keep_pages=self._keeps_pages), self._entry(entry)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        return _file_info(await self._fs.open(inode, flags))
+        opened = await self._fs.open(inode, flags)
+        return _file_info(opened, keep_pages=self._keeps_pages)
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -368,6 +381,5 @@ def _caller(ctx: Any) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
-def _file_info(opened: Opened) -> pyfuse3.FileInfo:
-    # The union is the only writer of its layers, so pages stay good between two opens.
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(opened.handle), keep_cache=True)
+def _file_info(opened: Opened, *, keep_pages: bool) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(opened.handle), keep_cache=keep_pages)

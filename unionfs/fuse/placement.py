@@ -3,13 +3,14 @@
 Waking a process on another CPU costs more than most requests do, so where a reader runs
 decides how long a trip takes. Readers take one of three formations:
 
-- spread: a reader pinned to each CPU that the process may use, all blocked in a read of the
-  same descriptor;
+- free: one thread that the scheduler places reads alone. With short requests of several
+  clients more readers are slower: they take the interpreter from each other at every call;
 - near: one ``SCHED_IDLE`` thread reads alone, on the CPU of the only client. A CPU that runs
   nothing else counts as idle, so the scheduler wakes the client where the daemon runs;
-- free: one thread that the scheduler places reads alone, while pinned ones get their turn late.
+- spread: a reader pinned to each CPU that the process may use, all blocked in a read of the
+  same descriptor, while requests copy much or wait, which they do beside each other.
 
-The mode ``auto`` chooses among them, ``spread`` and ``off`` (free) stay with one. Nothing here
+The mode ``auto`` chooses among them, ``off`` (free) and ``spread`` stay with one. Nothing here
 has a timer: all is decided while requests come, and a mount without requests never wakes.
 
 A thread started by a reader inherits its CPU and its class: start workers from elsewhere.
@@ -38,12 +39,31 @@ _SOON, _RARELY = 0.02, 1.0
 _MOVED = BLOCK * 15e-6
 
 
+#: In place of a client: nobody, and a thread of which nothing can be known.
+NOBODY, HIDDEN = 0, 1 << 30
+
+
+class Block:
+    """What came since the last look."""
+
+    def __init__(self) -> None:
+        self.clients: list[int] = []
+        self.apart = 0
+
+    def take(self) -> tuple[list[int], int]:
+        """Return the clients, and how many requests copied much or waited; begin anew."""
+        clients, apart = self.clients[:], self.apart
+        self.clients.clear()
+        self.apart = 0
+        return clients, apart
+
+
 class Reader:
     """What a thread that reads requests asks before each read, and tells after it."""
 
-    def __init__(self, placement: Placement, clients: list[int]) -> None:
+    def __init__(self, placement: Placement, block: Block) -> None:
         self._placement = placement
-        self._clients = clients
+        self._block = block
         self._gate = threading.Lock()
         self._gate.acquire()
         #: Something below has been changed.
@@ -62,13 +82,16 @@ class Reader:
             self._attend(others_read)
 
     def served(self, client: int) -> None:
-        """Take note of a request from the thread *client*, as its header names it."""
-        self._clients.append(client)
-        if len(self._clients) >= BLOCK:
-            self._placement.look(self._delay)
+        """Take note of a request for which the thread *client* waits, or `NOBODY`."""
+        if client != NOBODY:
+            clients = self._block.clients
+            clients.append(client)
+            if len(clients) >= BLOCK:
+                self._placement.look(self._delay)
 
-    def waits(self) -> None:
-        """Take note of a request that has to wait while nobody else reads."""
+    def apart(self) -> None:
+        """Take note that the request copies much or waits, while others may run."""
+        self._block.apart += 1
 
     def place(self, cpus: set[int], *, parks: bool) -> None:
         """Go to *cpus* before the next read, or park instead of reading."""
@@ -106,7 +129,7 @@ class NearReader(Reader):
     """The one that reads alone, on the CPU of its client."""
 
     def __init__(self, placement: Placement) -> None:
-        super().__init__(placement, [])
+        super().__init__(placement, Block())
         self._client_cpu = LastCpu()
         self._before = self._delay_before = 0.0
         #: Until then, the delay is read before each request, to be sure when it grew.
@@ -128,7 +151,7 @@ class NearReader(Reader):
         cpu = self._client_cpu.of(client)
         if cpu not in allowed:
             return False
-        self._clients.clear()
+        self._block.take()
         self._watches = False
         self._best = 1.0
         self._begun = self._cpu_seen = time.monotonic()
@@ -144,17 +167,15 @@ class NearReader(Reader):
         self._before = time.monotonic()
 
     def served(self, client: int) -> None:
-        """Take note of a request from the thread *client*."""
+        """Take note of a request for which the thread *client* waits, or `NOBODY`."""
+        if client == NOBODY:
+            return
         now = time.monotonic()
         if now - self._before > _GAP:
             self._after_gap(now)
-        self._clients.append(client)
-        if len(self._clients) >= BLOCK:
+        self._block.clients.append(client)
+        if len(self._block.clients) >= BLOCK:
             self._look(now)
-
-    def waits(self) -> None:
-        """Take note of a request that has to wait: where many do, others should read, too."""
-        self._placement.late()
 
     def _after_gap(self, now: float) -> None:
         """See if that was no pause of the client, but we were late.
@@ -173,14 +194,13 @@ class NearReader(Reader):
 
     def _look(self, now: float) -> None:
         took, self._begun = now - self._begun, now
-        client = self._clients[-1]
-        self._placement.look_near(self._clients, now)
-        self._clients.clear()
+        clients, apart = self._block.take()
+        self._placement.look_near(clients, apart, now)
         self._watches = self._watches and now < self._watches_until
         self._best = min(self._best, took)
         if now - self._cpu_seen > _SOON or took > self._best + _MOVED:
             self._cpu_seen = now
-            cpu = self._client_cpu.of(client)
+            cpu = self._client_cpu.of(clients[-1])
             if cpu >= 0 and {cpu} != self._cpus:
                 self._placement.follow({cpu})
 
@@ -192,12 +212,13 @@ class Placement:
         self._mode = mode
         self._readers: list[Reader] = []
         self._near: NearReader | None = None
-        self._clients: list[int] = []
+        self._block = Block()
         self._changing = threading.Lock()
         self._allowed: set[int] = set()
         self._checked = time.monotonic()
         self._ended = False
-        self._policy = Policy(lambda: not crowded(), self._alone, self._checked)
+        first = Formation.SPREAD if mode == "spread" else Formation.FREE
+        self._policy = Policy(lambda: not crowded(), self._alone, self._checked, first)
         self._alone_checked, self._is_alone = self._checked, False
 
     def start(self, read_loop: Callable[[Reader], None]) -> list[threading.Thread]:
@@ -207,11 +228,11 @@ class Placement:
         """
         self._allowed = os.sched_getaffinity(os.getpid())
         count = 1 if self._mode == "off" else len(self._allowed)
-        self._readers = [Reader(self, self._clients) for _ in range(count)]
+        self._readers = [Reader(self, self._block) for _ in range(count)]
         self._is_alone = self._mode == "auto" and count > 1 and own_task_group()
         if self._is_alone:
             self._near = NearReader(self)
-        self._form(Formation.FREE if self._mode == "off" else Formation.SPREAD)
+        self._form(self._policy.formation)
         threads: list[threading.Thread] = []
         for reader in [*self._readers, *([self._near] if self._near else [])]:
             thread = threading.Thread(
@@ -236,8 +257,7 @@ class Placement:
         if not self._changing.acquire(blocking=False):
             return
         try:
-            clients = self._clients[:]
-            self._clients.clear()
+            clients, apart = self._block.take()
             before = self._policy.formation
             if self._mode == "off" or before is Formation.NEAR or len(clients) < BLOCK:
                 return
@@ -247,7 +267,7 @@ class Placement:
                 return
             if delay.grown() > _LATE:
                 self._policy.late(now)
-            formation = self._policy.look(clients, now)
+            formation = self._policy.look(clients, apart, now)
             if formation is Formation.NEAR and not (
                 self._near and self._near.begin(clients[-1], self._allowed)
             ):
@@ -257,11 +277,11 @@ class Placement:
         finally:
             self._changing.release()
 
-    def look_near(self, clients: list[int], now: float) -> None:
+    def look_near(self, clients: list[int], apart: int, now: float) -> None:
         """Look at the last requests of the near reader."""
         with self._changing:
             self._recheck(now)
-            if self._policy.look(clients, now) is not Formation.NEAR:
+            if self._policy.look(clients, apart, now) is not Formation.NEAR:
                 self._form(self._policy.formation)
 
     def late(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-log = logging.getLogger(__name__)
+from unionfs.log import Log
+
+log = Log(__name__)
 
 #: Seconds that the end of a mount waits for calls that are under way.
 _PATIENCE: Final = 30.0

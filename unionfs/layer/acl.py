@@ -6,6 +6,8 @@ The value of ``system.posix_acl_*`` is a 32-bit version (2) and entries of tag, 
 
 from __future__ import annotations
 
+import grp
+import pwd
 import stat
 import struct
 from typing import Final
@@ -68,3 +70,62 @@ def pass_on(dirfd: int, path: bytes, mode: int, umask: int, *, follow: bool) -> 
     if stat.S_ISDIR(mode):
         xattrs.write(path, xattrs.ACL_DEFAULT, default)
     return mode, True
+
+
+_TAGS: Final = {
+    ("user", False): _USER_OBJ,
+    ("user", True): _USER,
+    ("group", False): _GROUP_OBJ,
+    ("group", True): _GROUP,
+    ("mask", False): _MASK,
+    ("other", False): _OTHER,
+}
+_SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+_NO_ID: Final = 0xFFFFFFFF
+
+
+def from_text(text: str) -> bytes:
+    """Return the value of the ACL that *text* says, as acl(5) and tar spell it.
+
+    That is ``user::rwx,user:1000:r-x,…``, in lines or with commas; star adds the number of a
+    named user as a fourth field. Raises ``ValueError`` for what is no ACL, or for a name that
+    this machine does not know.
+    """
+    entries = []
+    for word in text.replace("\n", ",").split(","):
+        word = word.partition("#")[0].strip()  # noqa: PLW2901 - a comment is no part of it
+        if word:
+            entries.append(_entry(word))
+    if not {_USER_OBJ, _GROUP_OBJ, _OTHER} <= {tag for tag, _, _ in entries}:
+        raise ValueError("no user::, group:: or other::")
+    # The kernel wants them in this order.
+    packed = b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=lambda e: (e[0], e[2])))
+    return _HEADER.pack(_VERSION) + packed
+
+
+def _entry(word: str) -> tuple[int, int, int]:
+    fields = word.split(":")
+    if not 3 <= len(fields) <= 4 or not set(fields[2]) <= set("rwx-"):
+        raise ValueError(word)
+    kind, qualifier, letters = fields[:3]
+    tag = _TAGS.get((_SHORT.get(kind, kind), bool(qualifier)))
+    if tag is None:
+        raise ValueError(word)
+    permissions = sum(bit for letter, bit in (("r", 4), ("w", 2), ("x", 1)) if letter in letters)
+    if not qualifier:
+        return tag, permissions, _NO_ID
+    return tag, permissions, _number(tag, fields[3] if len(fields) == 4 else qualifier)
+
+
+def _number(tag: int, qualifier: str) -> int:
+    if qualifier.isascii() and qualifier.isdigit() and len(qualifier) <= 10:
+        number = int(qualifier)
+        if number < _NO_ID:
+            return number
+        raise ValueError(qualifier)
+    try:
+        if tag == _USER:
+            return pwd.getpwnam(qualifier).pw_uid
+        return grp.getgrnam(qualifier).gr_gid
+    except KeyError:
+        raise ValueError(f"{qualifier} is nobody here") from None

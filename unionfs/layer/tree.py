@@ -197,6 +197,7 @@ class Directory:
     __slots__ = (
         "_xwhiteouts",
         "descriptor",
+        "identity",
         "impure",
         "layer",
         "name",
@@ -210,6 +211,8 @@ class Directory:
         self.layer = layer
         self.parent = parent
         self.name = name
+        #: What tells it from another in its place (``identity_of``), 0 where that is not known.
+        self.identity = 0
         #: The names that an upper directory may have, ``None`` where that is not known.
         self.names: NameSet | None = None
         #: How many names were made here.
@@ -269,6 +272,19 @@ class Directory:
             self._xwhiteouts = value == b"x"
         return self._xwhiteouts
 
+    def is_place(self, other: Directory) -> bool:
+        """Say whether *other* is the same directory, found by the same name in the same one."""
+        return (
+            self.layer is other.layer
+            and self.parent is other.parent
+            and self.name == other.name
+            and self.identity in (0, other.identity)
+        )
+
+    def look_again(self) -> None:
+        """Forget what was read of its marks, which others may have changed."""
+        self._xwhiteouts = None
+
     def mark_xwhiteouts(self) -> None:
         """Remember that this directory now holds whiteouts in xattr form."""
         self._xwhiteouts = True
@@ -314,6 +330,11 @@ class Directory:
                 raise
         with opened_up(path, stat.S_IRUSR | stat.S_IXUSR, follow=True):
             return os.scandir(path)
+
+
+def identity_of(status: os.stat_result) -> int:
+    """Return a number that no other object has while this one lives."""
+    return status.st_dev << 64 | status.st_ino
 
 
 def _open(directory: Directory, parent_fd: int) -> int:

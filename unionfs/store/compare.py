@@ -27,13 +27,13 @@ def snapshot_changes(store: Store, key: str) -> list[Change]:
     if info.kind is Kind.VIEW:
         return []
     with ExitStack() as mounted:
-        new = mounted.enter_context(_shown(store, key))
-        old = mounted.enter_context(_shown(store, info.parent)) if info.parent else None
+        new = mounted.enter_context(shown(store, key))
+        old = mounted.enter_context(shown(store, info.parent)) if info.parent else None
         return list(compare(old, new))
 
 
 @contextmanager
-def _shown(store: Store, key: str) -> Iterator[bytes]:
+def shown(store: Store, key: str) -> Iterator[bytes]:
     """Give a directory that shows *key*; a committed one through a view for the time being."""
     driver = store.driver
     with ExitStack() as stack:

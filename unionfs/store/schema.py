@@ -25,5 +25,22 @@ MIGRATIONS: Final = (
         start_time INTEGER
     ) STRICT;
     CREATE INDEX uses_of_name ON uses (kind, driver, name);
+    CREATE TABLE images (
+        driver TEXT NOT NULL,
+        name TEXT NOT NULL,
+        id TEXT NOT NULL,
+        config BLOB NOT NULL,
+        imported INTEGER NOT NULL,
+        PRIMARY KEY (driver, name)
+    ) STRICT;
+    CREATE TABLE image_layers (
+        driver TEXT NOT NULL,
+        image TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        chain TEXT NOT NULL,
+        PRIMARY KEY (driver, image, position),
+        FOREIGN KEY (driver, image) REFERENCES images (driver, name) ON DELETE CASCADE
+    ) STRICT;
+    CREATE INDEX image_layers_of_chain ON image_layers (driver, chain);
     """,
 )

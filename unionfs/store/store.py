@@ -118,7 +118,18 @@ class Store:
         """Remove the snapshot *key*. Raises `FailedPreconditionError` with who uses it."""
         with self.alone(key):
             self.require_unused(key)
+            self._require_no_image(key)
             self.driver.remove(key)
+
+    def _require_no_image(self, key: str) -> None:
+        rows = self.database.rows(
+            "SELECT image FROM image_layers WHERE driver = ? AND chain = ?",
+            (self.driver.name, key),
+        )
+        if rows:
+            raise FailedPreconditionError(
+                f"{key}: a layer of the image {rows[0][0]}; remove that (image rm)"
+            )
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> Info:
         """Commit *key* as *name*. Raises `FailedPreconditionError` with who uses it."""

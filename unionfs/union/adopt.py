@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from unionfs.layer import handles, xattrs
 from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.outside import known_file
 
 if TYPE_CHECKING:
     from unionfs.layer.tree import Directory
@@ -45,6 +46,8 @@ def _directory(tree: MergedTree, parent: DirNode, name: bytes, found: Found) -> 
         origin = found.below or origin
     nodes = tree.nodes
     real = nodes.numbers.real(origin)
+    if isinstance(nodes.by_real(real), FileNode):
+        known_file(tree, real, origin, in_upper=False)
     node = DirNode(nodes.number_for(real, real), parent, name, upper, lowers)
     node.redirect = found.redirect if upper is not None else None
     nodes.add(node)
@@ -59,11 +62,10 @@ def _file(tree: MergedTree, parent: DirNode, name: bytes, found: Found) -> tuple
         return _upper_file(tree, parent, name, status)
     nodes = tree.nodes
     real = nodes.numbers.real(status)
-    known = nodes.by_real(real)
-    if isinstance(known, FileNode):
-        known.add_name(parent, name)
-        if known.lower_place is None:
-            known.lower_place, known.lower_name = directory, name
+    known = known_file(tree, real, status, in_upper=False)
+    if known is not None:
+        known.reached_by(parent, name)
+        known.lower_place, known.lower_name = directory, name
         known.loose = known.index is not None
         return known, False
     node = FileNode(nodes.number_for(real, real), stat.S_IFMT(status.st_mode), parent, name)
@@ -79,9 +81,9 @@ def _upper_file(
 ) -> tuple[FileNode, bool]:
     nodes = tree.nodes
     real = nodes.numbers.real(status)
-    known = nodes.by_real(real)
-    if isinstance(known, FileNode):
-        known.add_name(parent, name)
+    known = known_file(tree, real, status, in_upper=True)
+    if known is not None:
+        known.reached_by(parent, name)
         known.unpin()
         return known, False
     origin, below = _origin(tree, parent, name, status)

@@ -33,7 +33,9 @@ from unionfs.union.copymeta import (
     strip_set_ids,
 )
 from unionfs.union.indexed import link_up, move_into_index
+from unionfs.union.lookup import look
 from unionfs.union.nodes import NO_METACOPY, DirNode, FileNode, Node
+from unionfs.union.outside import lose_all
 from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
 
@@ -91,6 +93,16 @@ async def _wait(node: FileNode, call: Callable[..., object], *arguments: object)
     await blocking(call, *arguments)
 
 
+def _status_now(tree: MergedTree, node: FileNode) -> os.stat_result:
+    """Return the attributes of *node*, without its names where others took these below us."""
+    if node.parent is not None and not tree.freshness.holds(node):
+        look(tree, node.parent, node.name)
+    status = tree.status(node)
+    if status.st_nlink == 0:
+        lose_all(tree, node)
+    return status
+
+
 async def _copy_up_file(
     tree: MergedTree,
     node: FileNode,
@@ -98,7 +110,7 @@ async def _copy_up_file(
     going: tuple[DirNode, bytes] | None,
 ) -> bool:
     name = tree.work.new_name()
-    status = tree.status(node)
+    status = _status_now(tree, node)
     if node.parent is not None and status.st_nlink == 1 and not node.removed:
         copy_up_directory(tree, node.parent)
     if status.st_nlink > 1 or not stat.S_ISREG(node.kind):
@@ -121,7 +133,11 @@ async def _copy_up_file(
         _hand_over(node, opened)
     if not node.removed:
         node.unpin()
-        tree.nodes.stands_for(node, tree.nodes.numbers.real(own))
+        real = tree.nodes.numbers.real(own)
+        if node.index is None:
+            tree.nodes.copied(node, real)
+        else:
+            tree.nodes.stands_for(node, real)
     if node.index is not None:
         link_up(tree, node, going)
     return changes is not None
@@ -196,6 +212,8 @@ async def _copy_regular(
         names = xattrs.names(source, follow=True)
         if tree.marks.holds(names, xattrs.METACOPY):
             _refuse_data(tree)
+        if not os.path.samestat(os.fstat(source), status):
+            fail(errno.ESTALE)  # replaced below us, just now
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         target = os.open(name, flags, 0o600, dir_fd=tree.work.fd)
         try:
@@ -208,7 +226,8 @@ async def _copy_regular(
             copy_owner(tree, target, status, own)
             copy_xattrs(tree, source, target, names)
             mark_protected(tree, node, target, source)
-            _mark_origin(tree, node, target)
+            if node.lower_place is not None:
+                mark_origin(tree, target, node.lower_place.layer, (source, b""))
             _set_attributes(tree, target, status, changes)
             if not tree.work.volatile:
                 await _wait(node, os.fsync, target)
@@ -265,17 +284,12 @@ def _copy_special(
     copy_owner(tree, path, status, own)
     with tree.object(node) as source:
         copy_xattrs(tree, source, path)
-    _mark_origin(tree, node, path)
+    if node.lower_place is not None:
+        mark_origin(tree, path, node.lower_place.layer, (dirfd, lower_name))
     if not stat.S_ISLNK(node.kind):
         os.chmod(path, stat.S_IMODE(status.st_mode))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
     return own
-
-
-def _mark_origin(tree: MergedTree, node: FileNode, target: bytes | int) -> None:
-    if node.lower is not None:
-        directory, lower_name = node.lower
-        mark_origin(tree, target, directory.layer, (directory.fd(), lower_name))
 
 
 def _hand_over(node: FileNode, fd: int) -> None:

@@ -181,7 +181,7 @@ class Listings:
         """
         kind = snapshot.kinds[index]
         known = node.children.get(snapshot.names[index])
-        if known is not None:
+        if known is not None and self._tree.freshness.holds_for(known, node, snapshot.names[index]):
             return known.ino, known.kind
         if kind != stat.S_IFDIR and self._is_fresh(node, snapshot):
             device = self._device(snapshot, index)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import stat
 from typing import TYPE_CHECKING, Final
 
 from unionfs.union import merge, whiteouts
 from unionfs.union.adopt import adopt
-from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.nodes import DirNode, Node
+from unionfs.union.outside import confirm, lose
 from unionfs.union.tree import MergedTree, fail
 
 if TYPE_CHECKING:
@@ -32,22 +32,31 @@ def look(
 ) -> tuple[Node | None, os.stat_result | None]:
     """Return ``child``, and its attributes as its layer has them if they had to be read."""
     node = parent.children.get(name)
-    if node is not None:
-        try:
-            status = tree.status(node)
-            if stat.S_IFMT(status.st_mode) == node.kind:
-                return node, status
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        # A layer was changed below us: look again, under a new number.
-        del parent.children[name]
-        _disown(tree, node, parent, name)
+    if node is not None and tree.freshness.holds_for(node, parent, name):
+        status = _still_there(tree, node)
+        if status is not None:
+            return node, status
+        lose(tree, node, parent, name)
+        node = None
     if len(name) > _NAME_MAX:
         fail(errno.ENAMETOOLONG, name)
     if whiteouts.is_reserved(name):
         return None, None
     found = _find(tree, parent, name)
+    if node is not None:
+        if found is not None and confirm(tree, node, parent, name, found):
+            return node, None if tree.is_elsewhere(node) else found.status
+        lose(tree, node, parent, name)
     return (None, None) if found is None else adopt(tree, parent, name, found)
+
+
+def _still_there(tree: MergedTree, node: Node) -> os.stat_result | None:
+    """Return the attributes of what lies where *node* was found, ``None`` if it is another."""
+    try:
+        status = tree.status_in_place(node)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if tree.is_itself(node, status) else None
 
 
 def _find(tree: MergedTree, parent: DirNode, name: bytes) -> Found | None:
@@ -62,9 +71,3 @@ def _find(tree: MergedTree, parent: DirNode, name: bytes) -> Found | None:
     if len(candidates) == len(places):
         sieves.asked(parent, candidates, found)
     return found
-
-
-def _disown(tree: MergedTree, node: Node, parent: DirNode, name: bytes) -> None:
-    if isinstance(node, FileNode):
-        node.remove_name(parent, name)
-    tree.nodes.gone(node)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.layer import xattrs
-from unionfs.layer.tree import Directory, kind_of
+from unionfs.layer.tree import Directory, identity_of, kind_of
 from unionfs.union import whiteouts
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def find(
         redirect, ends = _continues(lowers, directory, name, more=number < len(asked))
         if not merged:
             first = redirect
-        merged.append(Directory(directory.layer, directory, name))
+        place = Directory(directory.layer, directory, name)
+        place.identity = identity_of(status)
+        merged.append(place)
         shown.append(status)
         if ends:
             break

@@ -15,6 +15,8 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
+from unionfs.union.freshness import NEVER
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,6 +51,7 @@ class Node:
 
     __slots__ = (
         "copying",
+        "found",
         "ino",
         "kind",
         "known",
@@ -79,6 +82,8 @@ class Node:
         self.copying: threading.Event | None = None
         #: What the object is known not to have, as bits: ``NO_METACOPY`` and so on.
         self.known = 0
+        #: When it was last found on the layers: ``Freshness`` has the clock.
+        self.found = NEVER
 
     @property
     def reals(self) -> tuple[int, ...]:
@@ -138,13 +143,15 @@ class DirNode(Node):
 
     def places(self) -> tuple[Directory, ...]:
         """Return the directories to look into, topmost first; none when it is removed."""
-        if self.removed:
-            return ()
-        return self.lowers if self.upper is None else (self.upper, *self.lowers)
+        return () if self.removed else self.all_places()
 
     def top(self) -> Directory:
         """Return the directory whose attributes are shown."""
         return self.lowers[0] if self.upper is None else self.upper
+
+    def all_places(self) -> tuple[Directory, ...]:
+        """Return the directories that it is or, when it is removed, was."""
+        return self.lowers if self.upper is None else (self.upper, *self.lowers)
 
     def changed(self) -> None:
         """Let the next listing look again: a name came or went."""
@@ -213,6 +220,15 @@ class FileNode(Node):
             if self.aliases is None:
                 self.aliases = {}
             self.aliases[parent, name] = None
+
+    def reached_by(self, parent: DirNode, name: bytes) -> None:
+        """Let the name that leads to it for certain be the first: it is opened by that one."""
+        if self.parent is not parent or self.name != name:
+            self.remove_name(parent, name)
+            first = self.parent, self.name
+            self.parent, self.name = parent, name
+            if first[0] is not None:
+                self.add_name(first[0], first[1])
 
     def remove_name(self, parent: DirNode, name: bytes) -> None:
         """Forget a name that is gone."""

@@ -103,8 +103,14 @@ class UnionFS:
         found = self._nodes.get(node)
         if found.pinned >= 0:
             return os.readlink(b"", dir_fd=found.pinned)
-        dirfd, name = self._tree.location(found)
-        return os.readlink(name, dir_fd=dirfd)
+        if self._tree.freshness.holds(found):
+            dirfd, name = self._tree.location(found)
+            return os.readlink(name, dir_fd=dirfd)
+        fd = self._tree.open_object(found)
+        try:
+            return os.readlink(b"", dir_fd=fd)
+        finally:
+            os.close(fd)
 
     async def statfs(self) -> Statfs:
         stack = self._tree.stack

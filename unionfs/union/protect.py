@@ -28,8 +28,9 @@ def protection(tree: MergedTree, node: Node) -> int:
     upper = node.in_upper
     if not upper and node.known & NO_PROTECTION:
         return 0
-    if node.pinned >= 0:
-        dirfd, name = node.pinned, b""
+    held = tree.held(node)
+    if held >= 0:
+        dirfd, name = held, b""
     elif isinstance(node, DirNode):
         dirfd, name = node.top().fd(), b""
     else:

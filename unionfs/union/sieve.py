@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from unionfs.union.merge import Found
     from unionfs.union.nodes import DirNode
 
-#: A sieve is good for this part of ``timeout``: the kernel keeps what it answered as long again.
-_PART: Final = 10
 _NEVER: Final = float("inf")
 #: Names that can be read in the time of one question, and how many are always worth it.
 _NAMES_PER_QUESTION: Final = 6
@@ -51,9 +49,9 @@ class _UnknowableError(Exception):
 class Sieves:
     """The sieves of all directories, within a bound."""
 
-    def __init__(self, timeout: float) -> None:
-        #: How long a sieve is good, in seconds.
-        self.lifetime = timeout / _PART
+    def __init__(self, lifetime: float) -> None:
+        #: How long a sieve is good, in seconds: see ``Freshness``.
+        self.lifetime = lifetime
         self._sizes: OrderedDict[DirNode, int] = OrderedDict()
         self._total = 0
 

@@ -17,6 +17,7 @@ from unionfs.fuse.interface import ROOT_ID
 from unionfs.union.nodes import DirNode, FileNode, Node
 
 if TYPE_CHECKING:
+    from unionfs.union.freshness import Freshness
     from unionfs.union.sieve import Sieves
 
 #: Below this, numbers are inode numbers of the first device; the bits above name others.
@@ -63,9 +64,12 @@ class Numbers:
 class NodeTable:
     """All nodes by number, and by the objects they stand for."""
 
-    def __init__(self, root: DirNode, numbers: Numbers, sieves: Sieves) -> None:
+    def __init__(
+        self, root: DirNode, numbers: Numbers, sieves: Sieves, freshness: Freshness
+    ) -> None:
         self.numbers = numbers
         self._sieves = sieves
+        self._freshness = freshness
         self.root = root
         root.lookups = 1
         self._nodes: dict[int, Node] = {root.ino: root}
@@ -141,9 +145,16 @@ class NodeTable:
             self._shown[node.real] = shown
 
     def add(self, node: Node, *reals: int) -> None:
-        """Take a new node in, standing for the objects *reals*."""
+        """Take a new node in, standing for the objects *reals*.
+
+        Who was known by their numbers before is gone from the layers without our doing.
+        """
         self._nodes[node.ino] = node
+        self._freshness.found(node)
         for real in reals:
+            known = self.by_real(real)
+            if known is not None:
+                self.let_go(known, real)
             self.stands_for(node, real)
 
     def stands_for(self, node: Node, real: int) -> None:
@@ -157,6 +168,25 @@ class NodeTable:
                 self._by_real[real] = node
         if real != node.ino:
             self._shown[real] = node.ino
+
+    def copied(self, node: Node, real: int) -> None:
+        """Let *node* stand for its copy alone: what it was copied from may not stay what it is."""
+        for other in node.reals:
+            self.let_go(node, other)
+        known = self.by_real(real)
+        if known is not None:
+            self.let_go(known, real)
+        self.stands_for(node, real)
+
+    def let_go(self, node: Node, real: int) -> None:
+        """Let *node* no longer stand for the object *real*."""
+        if self._by_real.get(real) is node:
+            del self._by_real[real]
+        self._shown.pop(real, None)
+        left = [other for other in node.reals if other != real]
+        node.real, node.more_reals = (left[0], tuple(left[1:])) if left else (-1, ())
+        if left and left[0] != node.ino:
+            self._by_real[left[0]] = node
 
     def gone(self, node: Node) -> None:
         """Let *node* no longer be found by its objects: its last name is removed."""
@@ -204,7 +234,7 @@ class NodeTable:
                 _lose_name(node, parent, name)
         if isinstance(node, DirNode):
             self._sieves.drop(node)
-            for directory in node.places():
+            for directory in node.all_places():
                 directory.layer.descriptors.drop(directory)
         node.unpin()
 

@@ -7,17 +7,19 @@ as their first argument; it is the state that all requests share.
 from __future__ import annotations
 
 import errno
-import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
 from unionfs.layer import handles, xattrs
-from unionfs.layer.tree import ABSENT
+from unionfs.layer.tree import ABSENT, identity_of
 from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
+from unionfs.log import Log
 from unionfs.union import merge, whiteouts
+from unionfs.union.freshness import Freshness
 from unionfs.union.links import read_extra_links
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.sieve import Sieves
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from unionfs.options import MountOptions
     from unionfs.union.merge import Found
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def fail(code: int, name: bytes | None = None) -> NoReturn:
@@ -59,9 +61,10 @@ class MergedTree:
         self.stack = stack
         self.options = options
         self.marks = stack.marks
-        self.sieves = Sieves(options.timeout)
+        self.freshness = Freshness(options)
+        self.sieves = Sieves(self.freshness.lifetime)
         self.identity = Identity.of_process()
-        self.nodes = NodeTable(*self._root(), self.sieves)
+        self.nodes = NodeTable(*self._root(), self.sieves, self.freshness)
         self.kernel: Kernel | None = None
         self._reported: set[str] = set()
 
@@ -106,7 +109,7 @@ class MergedTree:
 
     def learn(self, node: Node, known: int) -> None:
         """Remember that the object of *node* lacks a mark, unless others may give it one."""
-        if self.sieves.lifetime:
+        if self.freshness.lifetime:
             node.known |= known
 
     def report_once(self, message: str, *arguments: object) -> None:
@@ -199,8 +202,37 @@ class MergedTree:
         assert layer is not None
         return layer
 
+    def is_elsewhere(self, node: Node) -> bool:
+        """Say whether *node* shows another object than lies under its names: in the index."""
+        return isinstance(node, FileNode) and node.index is not None
+
+    def is_itself(self, node: Node, status: os.stat_result) -> bool:
+        """Say whether *status* is of the object that *node* stands for."""
+        if isinstance(node, DirNode):
+            return stat.S_ISDIR(status.st_mode) and node.top().identity in (0, identity_of(status))
+        return (
+            stat.S_IFMT(status.st_mode) == node.kind
+            and self.nodes.numbers.real(status) in node.reals
+        )
+
     def status(self, node: Node) -> os.stat_result:
-        """Return the attributes of what *node* shows, as its layer has them."""
+        """Return the attributes of what *node* shows, as its layer has them.
+
+        Raises ESTALE where another object lies in its place: the kernel then looks again.
+        """
+        if isinstance(node, FileNode) and node.opened is not None:
+            return os.fstat(node.opened.fd)
+        status = self.status_in_place(node)
+        self._refuse_another(node, status)
+        return status
+
+    def _refuse_another(self, node: Node, status: os.stat_result) -> None:
+        """Raise ESTALE unless *status* is of what *node* stands for, or that was seen lately."""
+        if not (node.pinned >= 0 or self.freshness.holds(node) or self.is_itself(node, status)):
+            fail(errno.ESTALE, node.name)
+
+    def status_in_place(self, node: Node) -> os.stat_result:
+        """Return the attributes of what lies where *node* was found, whatever it is by now."""
         if node.pinned >= 0:
             return os.fstat(node.pinned)
         if isinstance(node, DirNode):
@@ -212,14 +244,18 @@ class MergedTree:
         dirfd, name = self.location(node)
         return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
 
+    def held(self, node: Node) -> int:
+        """Return a descriptor that leads to what *node* shows, -1 without one."""
+        if node.pinned < 0 and isinstance(node, FileNode) and node.opened is not None:
+            return node.opened.fd
+        return node.pinned
+
     @contextmanager
     def object(self, node: Node) -> Iterator[bytes]:
         """Yield a path that leads to what *node* shows, whatever its names do meanwhile."""
-        fd = node.pinned
-        if isinstance(node, DirNode):
-            fd = fd if fd >= 0 else node.top().fd()
-        elif fd < 0 and isinstance(node, FileNode) and node.opened is not None:
-            fd = node.opened.fd
+        fd = self.held(node)
+        if fd < 0 and isinstance(node, DirNode):
+            fd = node.top().fd()
         if fd >= 0:
             yield xattrs.fd_path(fd)
             return
@@ -230,11 +266,22 @@ class MergedTree:
             os.close(fd)
 
     def open_object(self, node: Node, flags: int = os.O_PATH) -> int:
-        """Open what *node* shows with *flags*; the caller closes the descriptor."""
-        if node.pinned >= 0:
-            return os.open(xattrs.fd_path(node.pinned), flags | os.O_CLOEXEC)
+        """Open what *node* shows with *flags*; the caller closes the descriptor.
+
+        Raises ESTALE where another object lies in its place.
+        """
+        fd = self.held(node)
+        if fd >= 0:
+            return os.open(xattrs.fd_path(fd), flags | os.O_CLOEXEC)
         dirfd, name = self.location(node)
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+        if not self.freshness.holds(node):
+            try:
+                self._refuse_another(node, os.fstat(fd))
+            except OSError:
+                os.close(fd)
+                raise
+        return fd
 
     def pin(self, node: Node) -> None:
         """Keep what *node* shows reachable while its names go away."""

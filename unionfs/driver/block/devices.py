@@ -319,7 +319,8 @@ class Devices:
                 self._set(number, State.DISCARDING)
             self._engine.detach(number, force=True)
             self._engine.discard(number)
-            self._database.run("DELETE FROM devices WHERE id = ?", (number,))
+            with self._database.write():
+                self._database.run("DELETE FROM devices WHERE id = ?", (number,))
 
     def cleanup(self) -> list[int]:
         """Discard the devices whose maker was killed; return their numbers."""

@@ -17,6 +17,7 @@ from unionfs.driver.block import devices, filesystem, loop
 from unionfs.driver.block.devices import Devices
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.qcow2 import Qcow2Engine
+from unionfs.driver.block.reserve import Reserve
 from unionfs.driver.lifecycle import SnapshotDriver
 from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
 from unionfs.errors import FaultyError, InvalidArgumentError, NotFoundError, UsageError
@@ -52,6 +53,7 @@ class BlockDriver(SnapshotDriver):
         self._fs = fs
         self._size = size
         self.devices = Devices(home, metadata, engine, self._kinds)
+        self._reserve = Reserve(os.path.join(home, "reserve"))
 
     @classmethod
     def configure(cls, home: str, metadata: Metadata, options: Mapping[str, str]) -> Self:
@@ -149,7 +151,13 @@ class BlockDriver(SnapshotDriver):
         with self.devices.use(self.device(self.metadata.find(key))):
             return super().commit(name, key, labels=labels)
 
+    def release(self, key: str) -> None:
+        self._reserve.spend_for(lambda: SnapshotDriver.release(self, key))
+
     def remove(self, key: str) -> None:
+        self._reserve.spend_for(lambda: self._remove(key))
+
+    def _remove(self, key: str) -> None:
         found = self.metadata.find(key)
         with contextlib.ExitStack() as held:
             # What is faulty can be removed, too.

@@ -7,7 +7,7 @@ is known by a directory that has
     export   where the image was mounted until its loop device had it open
     qmp      the socket on which it takes commands (qemu-storage-daemon-qmp-ref(7))
     tag      what the loop device is known by, see `unionfs.driver.block.loop`
-    device   the path of the loop device, once it is there
+    device   the path of the loop device, before it is there
 
 so that the whole may be renamed while it runs, and what is left after a reboot is known as dead.
 """
@@ -58,7 +58,6 @@ def start(run: str, nodes: list[Mapping[str, Any]], tag: str) -> str:
         _launch(run, nodes, read_only=read_only)
         _leave_groups(_pid(run))
         path = _attach(run, read_only=read_only)
-        _write(run, "device", path)
     except BaseException:
         stop(run, force=True)
         raise
@@ -90,7 +89,7 @@ def _attach(run: str, *, read_only: bool) -> str:
     try:
         file = os.open(export, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         try:
-            return loop.attach(file, _read(run, "tag"))
+            return loop.attach(file, _read(run, "tag"), lambda path: _write(run, "device", path))
         finally:
             os.close(file)
     finally:
@@ -122,8 +121,7 @@ def stop(run: str, *, force: bool = False) -> None:
         tag = _read(run, "tag")
     except FileNotFoundError:
         tag = ""
-    # The path is not known if its maker died just then.
-    path = _known_device(run, tag) if tag else None
+    path = _known_device(run, tag)
     if path is not None:
         loop.detach(path, force=force)
     if _lives(run):
@@ -137,11 +135,12 @@ def stop(run: str, *, force: bool = False) -> None:
 
 
 def _known_device(run: str, tag: str) -> str | None:
+    """Return the loop device that is this one's; a path may be another's by now."""
     try:
         path = _read(run, "device")
     except FileNotFoundError:
-        return loop.find(tag)
-    return path if loop.tag_of(path) == tag else None
+        return None
+    return path if loop.tag_of(path) in {tag, loop.GONE} else None
 
 
 def _lives(run: str) -> bool:

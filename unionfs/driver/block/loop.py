@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.errors import FailedPreconditionError, UnsupportedError
@@ -29,9 +28,14 @@ _CONFIG: Final = struct.Struct(f"=II{_INFO.size}s64x")
 _TAG_LIMIT: Final = 63
 
 
-def attach(file: int, tag: str) -> str:
+#: The tag of a device whose file is there no more: its own cannot be told.
+GONE: Final = ""
+
+
+def attach(file: int, tag: str, announce: Callable[[str], None]) -> str:
     """Make a loop device of the open *file*, read-only as that is; return its path.
 
+    *announce* is told the path before there is anything there to lose; the last one counts.
     Raises `UnsupportedError` where there are no loop devices, ``OSError``.
     """
     assert len(tag) <= _TAG_LIMIT
@@ -45,6 +49,7 @@ def attach(file: int, tag: str) -> str:
     try:
         while True:
             path = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
+            announce(path)
             device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(device, _CONFIGURE, _CONFIG.pack(file, 0, info))
@@ -60,7 +65,7 @@ def attach(file: int, tag: str) -> str:
 
 
 def tag_of(path: str) -> str | None:
-    """Return the tag of the loop device *path*, ``None`` where it has no file."""
+    """Return the tag of the loop device *path*, ``None`` where it has no file, or `GONE`."""
     try:
         device = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -68,17 +73,13 @@ def tag_of(path: str) -> str | None:
     try:
         buffer = bytearray(_INFO.size)
         fcntl.ioctl(device, _GET_STATUS, buffer)
-    except OSError:
-        return None
+    except OSError as error:
+        # The kernel asks the file, and who served that may be dead.
+        return None if error.errno == errno.ENXIO else GONE
     finally:
         os.close(device)
     name: bytes = _INFO.unpack(buffer)[9]
     return name.rstrip(b"\0").decode(errors="replace")
-
-
-def find(tag: str) -> str | None:
-    """Return the loop device that has *tag*."""
-    return next((path for path in glob.iglob("/dev/loop[0-9]*") if tag_of(path) == tag), None)
 
 
 def detach(path: str, *, force: bool) -> None:
