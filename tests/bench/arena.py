@@ -30,10 +30,10 @@ PREFIX = "unionfs-bench-"
 DISK = Path("/var/tmp")
 
 #: Of the sparse images. Inodes are many: a tree of 100,000 files is one of the rows.
-IMAGE_GIB = {"memory": 8, "xfs": 5, "disk-ext4": 40, "disk-xfs": 40}
+IMAGE_GIB = {"memory": 12, "xfs": 8}
 
 #: The same place on a file system whose files can share extents.
-SHARING = {"memory": "xfs", "disk-ext4": "disk-xfs"}
+SHARING = {"memory": "xfs"}
 INODES = 500_000
 
 
@@ -103,14 +103,9 @@ class Arena:
     def __init__(self, base: Path) -> None:
         self.base = base
         self._grounds: dict[str, Ground] = {}
-        self._disk: Path | None = None
 
     def ground(self, place: str) -> Ground:
-        """The file system called *place*. Raises `Missing`.
-
-        `memory` (ext4) and `xfs` are images in memory, `disk-ext4` and `disk-xfs` on the disk;
-        `disk` is a directory there.
-        """
+        """The file system called *place*. Raises `Missing`."""
         if place not in self._grounds:
             root = self._on_disk() if place == "disk" else self._image(place)
             root.chmod(0o755)
@@ -118,28 +113,22 @@ class Arena:
         return self._grounds[place]
 
     def _on_disk(self) -> Path:
-        root = self._directory_on_disk() / "disk"
+        root = _own_directory(DISK) / "disk"
         root.mkdir()
         return root
 
-    def _directory_on_disk(self) -> Path:
-        if self._disk is None:
-            self._disk = _own_directory(DISK)
-        return self._disk
-
     def _image(self, place: str) -> Path:
-        xfs = ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"]
-        ext4 = ["mkfs.ext4", "-q", "-F", "-N", str(INODES), "-E", "lazy_itable_init=0"]
-        make = xfs if place.endswith("xfs") else ext4
+        make = {
+            "memory": ["mkfs.ext4", "-q", "-F", "-N", str(INODES), "-E", "lazy_itable_init=0"],
+            "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
+        }[place]
         if shutil.which(make[0]) is None:
             raise Missing(f"{make[0]} is not installed")
-        # What lies on the disk is found there by the next run, if this one is killed.
-        base = self._directory_on_disk() if place.startswith("disk") else self.base
-        image = base / f"{place}.img"
+        image = self.base / f"{place}.img"
         with image.open("wb") as file:
             file.truncate(IMAGE_GIB[place] << 30)
         run(*make, str(image))
-        root = base / place
+        root = self.base / place
         root.mkdir()
         try:
             run("mount", "-o", "loop,noatime", str(image), str(root))
@@ -147,10 +136,18 @@ class Arena:
             raise Missing(f"no loop mount: {error}") from error
         return root
 
+    def require_room(self, gib: int) -> None:
+        """Raise `Missing` unless the images may grow by so much."""
+        found = os.statvfs(self.base)
+        grown = sum(image.stat().st_blocks * 512 for image in self.base.glob("*.img"))
+        if grown + found.f_bavail * found.f_frsize < gib << 30:
+            raise Missing(f"needs {gib} GiB in {self.base.parent}")
+
     def clear(self) -> None:
         """Unmount and remove everything."""
-        if self._disk is not None:
-            remove_tree(self._disk)
+        for ground in self._grounds.values():
+            if ground.root.name == "disk":
+                remove_tree(ground.root.parent)
         remove_tree(self.base)
 
 

@@ -97,5 +97,7 @@ class Scenario:
     variants: tuple[tuple[str, str], ...] = ()
     """(suffix, options): each system once with each."""
     modes: tuple[str, ...] = MODES
+    room: int = 0
+    """The GiB that it needs where the layers lie, if these are many."""
     snapshots: bool = False
     """About storage drivers: what keeps snapshots takes part, and no mounts."""

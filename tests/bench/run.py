@@ -49,11 +49,14 @@ class Results:
 def chosen(patterns: list[str], *, quick: bool = False) -> list[Scenario]:
     """The scenarios that fill a row (or are, or are of a group) of one of *patterns*.
 
-    Without patterns all; of these only the short ones if it is to be *quick*.
+    Without patterns all. If it is to be *quick* the long ones only if a pattern is about
+    themselves and not about their group.
     """
 
     def matches(scenario: Scenario) -> bool:
-        words = (scenario.name, scenario.group, *(row.name for row in scenario.rows))
+        words = [scenario.name, *(row.name for row in scenario.rows)]
+        if scenario.quick or not quick:
+            words.append(scenario.group)
         return any(fnmatch.fnmatch(word, each) for word in words for each in patterns)
 
     if not patterns:
@@ -121,6 +124,7 @@ class Runner:
         launch = self.launches[mode]
         try:
             place = SHARING[scenario.place] if system.shares_extents else scenario.place
+            self.arena.require_room(scenario.room)
             ground = self.arena.ground(place)
             ground.build(scenario, self.scale, user=launch.user)
             case = Case(system, scenario, self.scale, ground, launch, self.watchdog, options)

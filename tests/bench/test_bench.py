@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.bench import containerd, stores
 from tests.bench.markdown import MARKS
+from tests.bench.run import chosen
 from tests.mounts import REPOSITORY
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.kernel_overlay]
@@ -79,6 +80,13 @@ def test_storage_drivers(tmp_path: Path) -> None:
     assert text.startswith(about_mounts)
     assert "| change-1m |" in text
     assert text.endswith("last\n")
+
+
+def test_quick_leaves_out_what_is_long_unless_it_is_named() -> None:
+    group = {scenario.name for scenario in chosen(["drivers"], quick=True)}
+    assert "change-1m" in group
+    assert "change-4096m" not in group
+    assert [one.name for one in chosen(["change-4096m"], quick=True)] == ["change-4096m"]
 
 
 def test_containerd_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,11 +146,21 @@ def do_write(*where_and_count: str) -> list[Phase]:
     return [("life", run, int(count))]
 
 
-def do_change(*where_and_mib: str) -> list[Phase]:
-    """A new snapshot of a tree with one file, of which 4 KiB are changed; it stays."""
+def do_fill(*where_and_mib: str) -> list[Phase]:
+    """A committed snapshot with one file. Its store is at rest when this process has ended."""
     *where, mib = where_and_mib
     bench = Bench(*where)
-    bench.layer("base", "", lambda root: big(f"{root}/file", int(mib) * MIB))
+
+    def run() -> None:
+        bench.layer("base", "", lambda root: big(f"{root}/file", int(mib) * MIB))
+
+    return [("fill", run, 1)]
+
+
+def do_change(*where_and_mib: str) -> list[Phase]:
+    """A new snapshot on top of `fill`'s, with 4 KiB of the file changed; it stays."""
+    *where, mib = where_and_mib
+    bench = Bench(*where)
 
     def run() -> None:
         with bench.mounted("key", "base") as root:
@@ -185,10 +195,9 @@ def do_depth(*where_depth_count: str) -> list[Phase]:
 
 
 def do_many(*where_and_count: str) -> list[Phase]:
-    """Snapshots of one parent; they stay."""
+    """Snapshots on top of `fill`'s; they stay."""
     *where, count = where_and_count
     bench = Bench(*where)
-    bench.layer("base", "", small)
 
     def run() -> None:
         for number in range(int(count)):
@@ -215,6 +224,7 @@ WORKS: Works = {
     "pairs": do_pairs,
     "nothing": do_nothing,
     "write": do_write,
+    "fill": do_fill,
     "change": do_change,
     "depth": do_depth,
     "many": do_many,

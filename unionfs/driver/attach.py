@@ -128,7 +128,9 @@ def _shortened(options: Sequence[str]) -> tuple[str, str]:
     if "\\" in place or "\\" in lowers[0]:
         return "/", ",".join(options)
     below = ":".join(os.path.relpath(lower, place) for lower in lowers[0].split(":"))
-    return place, ",".join([f"lowerdir={below}", *(w for w in options if w != options[0])])
+    return place, ",".join(
+        [f"lowerdir={below}", *(w for w in options if not w.startswith("lowerdir="))]
+    )
 
 
 def _run_mount(arguments: Sequence[str], place: str) -> None:
