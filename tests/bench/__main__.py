@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.bench import markdown, plot
+from tests.bench import markdown, plot, stores
 from tests.bench.arena import arena, open_to_users
 from tests.bench.figures import goal_text
 from tests.bench.model import FREE, PEERS, PINNED, UNPRIVILEGED, Scale, Scenario
@@ -24,7 +24,7 @@ from tests.mounts import REPOSITORY
 from tests.watchdog import Watchdog
 
 ROUNDS, QUICK_ROUNDS = 5, 2
-QUICK_SYSTEMS = ["unionfs", "overlay", "fuse-overlayfs*"]
+QUICK_SYSTEMS = ["unionfs", "overlay", "fuse-overlayfs*", "driver-*", "containerd-*"]
 
 
 def _absolute(path: str) -> Path:
@@ -37,9 +37,10 @@ def _arguments() -> argparse.Namespace:
         prog="scripts/bench", description="Compare this union with its peers on this machine."
     )
     add = parser.add_argument
+    names = (*OPTIONS, *stores.DRIVERS, *stores.SNAPSHOTTERS)
     add("--quick", action="store_true", help="fewer rounds, smaller counts, less than a minute")
     add("--rows", nargs="+", default=[], metavar="PATTERN", help="rows, scenarios or groups")
-    add("--systems", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(OPTIONS)}")
+    add("--systems", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(names)}")
     add("--rounds", type=int, metavar="N", help=f"(default {ROUNDS})")
     add("--peer", default="fo", metavar="NAME", help="ratios are to this one (fo, kernel, …)")
     add("--pinned", action="store_true", help="only with everything on one CPU")
@@ -79,10 +80,14 @@ def _systems(given: argparse.Namespace) -> tuple[list[System], list[str]]:
     if given.fuse_overlayfs:
         named["fuse-overlayfs"] = given.fuse_overlayfs
     present, missing = find(named)
+    keeping, missing_too = stores.find()
+    present, missing = present + keeping, missing + missing_too
     wanted = given.systems or (QUICK_SYSTEMS if given.quick else ["*"])
     wanted = [PEERS.get(name, name) for name in wanted]
     chosen_systems = [one for one in present if any(fnmatch.fnmatch(one.name, w) for w in wanted)]
-    return chosen_systems, [n for n in missing if any(fnmatch.fnmatch(n, w) for w in wanted)]
+    return chosen_systems, [
+        one for one in missing if any(fnmatch.fnmatch(one.partition(" ")[0], w) for w in wanted)
+    ]
 
 
 def _watchdog() -> Watchdog:

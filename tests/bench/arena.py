@@ -30,7 +30,10 @@ PREFIX = "unionfs-bench-"
 DISK = Path("/var/tmp")
 
 #: Of the sparse images. Inodes are many: a tree of 100,000 files is one of the rows.
-IMAGE_GIB = {"memory": 8, "xfs": 5}
+IMAGE_GIB = {"memory": 12, "xfs": 8}
+
+#: The same place on a file system whose files can share extents.
+SHARING = {"memory": "xfs"}
 INODES = 500_000
 
 
@@ -132,6 +135,13 @@ class Arena:
         except OSError as error:
             raise Missing(f"no loop mount: {error}") from error
         return root
+
+    def require_room(self, gib: int) -> None:
+        """Raise `Missing` unless the images may grow by so much."""
+        found = os.statvfs(self.base)
+        grown = sum(image.stat().st_blocks * 512 for image in self.base.glob("*.img"))
+        if grown + found.f_bavail * found.f_frsize < gib << 30:
+            raise Missing(f"needs {gib} GiB in {self.base.parent}")
 
     def clear(self) -> None:
         """Unmount and remove everything."""

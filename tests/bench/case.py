@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.bench.arena import Ground, remove_tree
 from tests.bench.model import Scale, Scenario
 from tests.bench.mounting import Launch, Union
+from tests.bench.stores import Store
 from tests.bench.systems import System
 from tests.watchdog import Watchdog
 
@@ -134,6 +135,10 @@ class Case:
         made.make()
         self.unions.append(made)
         return made
+
+    def store(self) -> Store:
+        """A home for snapshots, not yet made."""
+        return Store(self.system, self.ground, self.launch)
 
     @property
     def aside(self) -> Path:

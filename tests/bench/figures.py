@@ -70,6 +70,7 @@ def verdict(results: Results, mode: str, row: Row, goal: Goal, ours: str) -> Ver
     """What came of *goal*; None where it cannot be told."""
     if goal.mode != mode:
         return None
+    ours = goal.of or ours
     mine = figure(results, mode, row.name, ours)
     if mine is None:
         return None
@@ -92,6 +93,7 @@ def goal_text(row: Row, goal: Goal) -> str:
     """The goal as it is written in the report."""
     sign = "≥" if row.higher else "≤"
     where = "" if goal.mode == "free" else f" {goal.mode}"
+    where += f" ({goal.of})" if goal.of else ""
     against = goal.against.removeprefix("row:")
     return (
         f"{sign} {goal.factor:g} {TIMES} {against}{where}" if against else f"{sign} {goal.factor:g}"

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.bench.figures import TIMES, figure, goal_text, ratio, shown, verdict
 from tests.bench.model import Row, Scenario
 from tests.bench.report import Report
 from tests.bench.run import rows_of
 
-BEGIN = "<!-- begin: written by scripts/bench --markdown -->"
-END = "<!-- end: written by scripts/bench --markdown -->"
+#: What is about mounts, and what about storage drivers, each has marks of its own.
+MARKS = {
+    False: "written by scripts/bench --markdown",
+    True: "storage drivers, written by scripts/bench --markdown",
+}
 
 Rows = list[tuple[Scenario, Row]]
 
 
 def write(path: Path, report: Report) -> None:
     """Put the report between the marks of *path*; a file without marks becomes the report."""
-    block = f"{BEGIN}\n\n{text(report)}\n{END}"
-    old = path.read_text() if path.exists() else ""
-    if BEGIN in old and END in old:
-        before, rest = old.split(BEGIN, 1)
-        block = before + block + rest.split(END, 1)[1]
-    path.write_text(block if block.endswith("\n") else block + "\n")
+    page = path.read_text() if path.exists() else ""
+    blocks = []
+    for snapshots, part in _parts(report):
+        begin, end = (f"<!-- {word}: {MARKS[snapshots]} -->" for word in ("begin", "end"))
+        block = f"{begin}\n\n{_part_text(part)}\n{end}\n"
+        blocks.append(block)
+        if begin in page and end in page:
+            before, rest = page.split(begin, 1)
+            page = before + block + rest.split(end, 1)[1].removeprefix("\n")
+            blocks.pop()
+    path.write_text("\n".join(blocks) if blocks else page)
+
+
+def _parts(report: Report) -> Iterator[tuple[bool, Report]]:
+    """What *report* has about mounts, and what about storage drivers."""
+    for snapshots in MARKS:
+        part = report.part(snapshots=snapshots)
+        if part.scenarios:
+            yield snapshots, part
 
 
 def text(report: Report) -> str:
+    """All of it, for a terminal."""
+    return "\n".join(_part_text(part) for _, part in _parts(report))
+
+
+def _part_text(report: Report) -> str:
     """Head, the goals, and a table for each mode and group."""
-    parts = [_head(report.head(), report.peer), _goals(report)]
+    parts = [_head(report), _goals(report)]
     for mode in report.modes():
         for group in dict.fromkeys(scenario.group for scenario in report.scenarios):
             rows = [(s, r) for s, r in rows_of(report.scenarios) if s.group == group]
@@ -39,13 +60,16 @@ def text(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(head: dict[str, Any], peer: str) -> str:
+def _head(report: Report) -> str:
+    head = report.head()
+    variants = any(scenario.variants for scenario in report.scenarios)
+    others = " (placement: to `placement=off`)" if variants else ""
     quick = " (quick)" if head["quick"] else ""
     machine = f"{head['kernel']}, {head['cpus']} {TIMES} {head['cpu']}, {head['python']}"
     reading = (
         f"Medians of up to {head['rounds']} rounds{quick}, with half the distance of the "
-        f"extremes. \u2717: failed, see the end; \u2191: higher is better; ratios are to {peer}"
-        f" (placement: to `placement=off`)."
+        f"extremes. \u2717: failed, see the end; \u2191: higher is better; ratios are to "
+        f"{report.peer}{others}."
     )
     lines = [f"{head['date']}, {machine}, load at the end {head['load']:.1f}.", "", reading, ""]
     for name, facts in head["systems"].items():
@@ -60,7 +84,8 @@ def _head(head: dict[str, Any], peer: str) -> str:
 def _goals(report: Report) -> str:
     """The figures of ours, its ratios free and pinned, and what came of each goal."""
     modes = report.modes()
-    columns = "".join(f" {report.ours()}, {mode} | : {report.peer} |" for mode in modes)
+    ours = report.ours(snapshots=report.scenarios[0].snapshots)
+    columns = "".join(f" {ours}, {mode} | : {report.peer} |" for mode in modes)
     lines = [f"| row | unit |{columns} goals |", f"|---|---|{'---:|---:|' * len(modes)}---|"]
     for scenario, row in rows_of(report.scenarios):
         cells = "".join(f" {_pair(report, scenario, row, mode)} |" for mode in modes)

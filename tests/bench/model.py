@@ -28,6 +28,8 @@ class Goal:
     factor: float
     against: str = "fo"
     mode: str = FREE
+    of: str = ""
+    """The system that it is for; empty: the first of ours."""
 
     @property
     def peer(self) -> str:
@@ -75,7 +77,7 @@ class Scenario:
     options: str = ""
     """For all systems, beside their own."""
     place: str = "memory"
-    """The arena: `memory` (ext4), `xfs` or `disk`."""
+    """The arena: see `tests.bench.arena.Arena.ground`."""
     changes_lower: bool = False
     """Needs copy-on-write: a system that has none is left out."""
     writes: bool = True
@@ -95,3 +97,7 @@ class Scenario:
     variants: tuple[tuple[str, str], ...] = ()
     """(suffix, options): each system once with each."""
     modes: tuple[str, ...] = MODES
+    room: int = 0
+    """The GiB that it needs where the layers lie, if these are many."""
+    snapshots: bool = False
+    """About storage drivers: what keeps snapshots takes part, and no mounts."""

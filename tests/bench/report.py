@@ -7,13 +7,14 @@ import os
 import platform
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tests.bench.figures import figure, goal_text, ratio, verdict
 from tests.bench.model import MODES, Goal, Row, Scenario
 from tests.bench.run import Results, rows_of
+from tests.bench.stores import DRIVERS, PEER, SNAPSHOTTERS
 from tests.bench.systems import OURS, System
 
 
@@ -52,9 +53,20 @@ class Report:
             "missing": self.missing,
         }
 
-    def ours(self) -> str:
+    def part(self, *, snapshots: bool) -> Report:
+        """The same about storage drivers alone, or about mounts alone."""
+        return replace(
+            self,
+            scenarios=[one for one in self.scenarios if one.snapshots == snapshots],
+            systems=[one for one in self.systems if one.keeps_snapshots == snapshots],
+            missing=[name for name in self.missing if name.startswith(SNAPSHOTTERS) == snapshots],
+            peer=PEER if snapshots else self.peer,
+        )
+
+    def ours(self, *, snapshots: bool) -> str:
         """The system that goals are about: the first of ours that was measured."""
-        return next((one.name for one in self.systems if one.is_ours), OURS[0])
+        found = (one for one in self.systems if one.keeps_snapshots == snapshots and one.is_ours)
+        return next((one.name for one in found), next(iter(DRIVERS)) if snapshots else OURS[0])
 
     def names(self, row: Row, mode: str) -> list[str]:
         """The systems with a figure or a failure in *row*, in the order of the systems."""
@@ -77,11 +89,15 @@ class Report:
 
     def ours_in(self, scenario: Scenario) -> str:
         """The same for the rows of *scenario*: the first variant, where there are some."""
-        return f"{self.ours()}[{scenario.variants[0][0]}]" if scenario.variants else self.ours()
+        ours = self.ours(snapshots=scenario.snapshots)
+        return f"{ours}[{scenario.variants[0][0]}]" if scenario.variants else ours
 
     def peer_in(self, scenario: Scenario) -> str:
         """Who the ratios are to: the other variant, where there are some."""
-        return f"{self.ours()}[{scenario.variants[1][0]}]" if scenario.variants else self.peer
+        if scenario.snapshots:
+            return PEER
+        ours = self.ours(snapshots=False)
+        return f"{ours}[{scenario.variants[1][0]}]" if scenario.variants else self.peer
 
     def _row(self, scenario: Scenario, row: Row) -> dict[str, Any]:
         modes: dict[str, Any] = {}
@@ -117,8 +133,8 @@ class Report:
 
     def modes(self) -> list[str]:
         """The modes that were measured."""
-        there = {*self.results.values, *self.results.failures}
-        return [mode for mode in MODES if mode in there]
+        rows = rows_of(self.scenarios)
+        return [mode for mode in MODES if any(self.names(row, mode) for _, row in rows)]
 
 
 def _cpu() -> str:

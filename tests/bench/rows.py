@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench import rows_daemon, rows_data, rows_names, rows_trees
+from tests.bench import rows_daemon, rows_data, rows_names, rows_snapshots, rows_trees
 from tests.bench.model import Scenario
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -10,4 +10,5 @@ SCENARIOS: tuple[Scenario, ...] = (
     *rows_trees.SCENARIOS,
     *rows_data.SCENARIOS,
     *rows_daemon.SCENARIOS,
+    *rows_snapshots.SCENARIOS,
 )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tests.bench.arena import Arena, Missing
+from tests.bench.arena import SHARING, Arena, Missing
 from tests.bench.case import Case
 from tests.bench.model import FREE, PINNED, Row, Scale, Scenario
 from tests.bench.mounting import Launch
@@ -49,11 +49,14 @@ class Results:
 def chosen(patterns: list[str], *, quick: bool = False) -> list[Scenario]:
     """The scenarios that fill a row (or are, or are of a group) of one of *patterns*.
 
-    Without patterns all; of these only the short ones if it is to be *quick*.
+    Without patterns all. If it is to be *quick* the long ones only if a pattern is about
+    themselves and not about their group.
     """
 
     def matches(scenario: Scenario) -> bool:
-        words = (scenario.name, scenario.group, *(row.name for row in scenario.rows))
+        words = [scenario.name, *(row.name for row in scenario.rows)]
+        if scenario.quick or not quick:
+            words.append(scenario.group)
         return any(fnmatch.fnmatch(word, each) for word in words for each in patterns)
 
     if not patterns:
@@ -95,6 +98,7 @@ class Runner:
         variants = scenario.variants or (("", ""),)
         for system, (suffix, options) in itertools.product(self.systems, variants):
             fits = not scenario.only or system.name in scenario.only
+            fits = fits and system.keeps_snapshots == scenario.snapshots
             if fits and (system.copies_on_write or not scenario.changes_lower):
                 name = f"{system.name}[{suffix}]" if suffix else system.name
                 extra = ",".join(part for part in (scenario.options, options) if part)
@@ -119,7 +123,9 @@ class Runner:
     def _round(self, scenario: Scenario, mode: str, system: System, options: str) -> None:
         launch = self.launches[mode]
         try:
-            ground = self.arena.ground(scenario.place)
+            place = SHARING[scenario.place] if system.shares_extents else scenario.place
+            self.arena.require_room(scenario.room)
+            ground = self.arena.ground(place)
             ground.build(scenario, self.scale, user=launch.user)
             case = Case(system, scenario, self.scale, ground, launch, self.watchdog, options)
             try:

@@ -35,7 +35,10 @@ class System:
 
     name: str
     kind: str = "fuse"
-    """`fuse`: a daemon; `kernel`: mount(2); `bind`: the directory itself; `none`."""
+    """`fuse`: a daemon; `kernel`: mount(2); `bind`: the directory itself; `none`.
+
+    Or what keeps snapshots: `driver`, one of ours, and `containerd`, a snapshotter.
+    """
     options: str = ""
     program: str = ""
     """The binary; empty for our own."""
@@ -43,7 +46,16 @@ class System:
 
     @property
     def is_ours(self) -> bool:
-        return self.name.partition("[")[0] in OURS
+        return self.kind == "driver" or self.name.partition("[")[0] in OURS
+
+    @property
+    def keeps_snapshots(self) -> bool:
+        return self.kind in ("driver", "containerd")
+
+    @property
+    def shares_extents(self) -> bool:
+        """Whether it works only where files can share extents."""
+        return self.name == "driver-reflink"
 
     @property
     def copies_on_write(self) -> bool:
@@ -66,7 +78,7 @@ class System:
         return ["-o", ",".join(own), ":".join(branches)]
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -75,7 +87,7 @@ def _output(*command: str) -> str:
 
 
 def _version(program: str, pattern: str) -> str:
-    found = re.search(pattern, _output(program, "--version"))
+    found = re.search(pattern, output(program, "--version"))
     return found[1] if found else "?"
 
 

@@ -14,8 +14,6 @@ from unionfs.cli.store_arguments import grammar, pairs, print_json, size
 from unionfs.cli.verbs import Verb, run_verb
 from unionfs.driver.api import Info
 from unionfs.sizes import readable
-from unionfs.store.compare import snapshot_changes
-from unionfs.store.images import Images
 from unionfs.store.store import Store
 
 _LABELLED: Final = grammar(valued={"label"})
@@ -36,7 +34,7 @@ def _prepare(store: Store, arguments: Arguments) -> None:
     limit = arguments.last("size")
     info = store.driver.prepare(
         key,
-        Images(store).parent(parent[0]) if parent else "",
+        _parent(store, parent[0]) if parent else "",
         labels=_labels(arguments),
         size=None if limit is None else size(limit, "--size"),
     )
@@ -45,8 +43,8 @@ def _prepare(store: Store, arguments: Arguments) -> None:
 
 def _view(store: Store, arguments: Arguments) -> None:
     key, parent = arguments.positionals
-    parent = Images(store).parent(parent)
-    _print_made(store.driver.view(key, parent, labels=_labels(arguments)), arguments)
+    made = store.driver.view(key, _parent(store, parent), labels=_labels(arguments))
+    _print_made(made, arguments)
 
 
 def _commit(store: Store, arguments: Arguments) -> None:
@@ -129,6 +127,8 @@ def _usage(store: Store, arguments: Arguments) -> None:
 
 
 def _diff(store: Store, arguments: Arguments) -> None:
+    from unionfs.store.compare import snapshot_changes  # noqa: PLC0415 - for this verb alone
+
     found = snapshot_changes(store, arguments.positionals[0])
     if "json" in arguments.flags:
         print_json([{"kind": one.kind, "path": os.fsdecode(one.path)} for one in found])
@@ -152,6 +152,12 @@ def _cleanup(store: Store, arguments: Arguments) -> None:
         return
     for path in removed:
         print(printable(path))
+
+
+def _parent(store: Store, name: str) -> str:
+    from unionfs.store.images import Images  # noqa: PLC0415 - for two verbs alone
+
+    return Images(store).parent(name)
 
 
 def _labels(arguments: Arguments) -> dict[str, str]:

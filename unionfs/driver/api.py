@@ -41,10 +41,12 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from unionfs.errors import UnsupportedError
-from unionfs.union.changes import Change
+
+if TYPE_CHECKING:
+    from unionfs.union.changes import Change
 
 #: The most bytes that the key and the value of one label have together, as in containerd.
 LABEL_LIMIT = 4096

@@ -1,8 +1,9 @@
 """What a driver says is to be mounted, mounted; and unmounted again.
 
-Unions are mounted by this program. For all else mount(8) is asked, which knows about loop
-devices and read-only binds. Directories inside (``X-mount.subdir=``) are shown from here: a
-mount(8) before 2.39 loses them, and says nothing, where mounts are private.
+Unions are mounted by this program, plain binds and overlays by the kernel, which takes a
+tenth of the time that mount(8) does. All else is for mount(8), which knows about loop devices and
+has the better words when something is wrong. Directories inside (``X-mount.subdir=``) are shown
+from here: a mount(8) before 2.39 loses them, and says nothing, where mounts are private.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from unionfs.unmount import unmount
 
 _UNION: Final = "fuse3.unionfs"
 _INSIDE: Final = "X-mount.subdir="
+#: The kernel's overlayfs has these itself.
+_OVERLAY_WORDS: Final = frozenset(
+    {"lowerdir", "upperdir", "workdir", "redirect_dir", "index", "xino", "metacopy", "volatile"}
+)
 #: mount(2) takes a page of options; the rest is for what mount(8) adds.
 _OPTIONS_LIMIT: Final = 4000
 
@@ -61,10 +66,39 @@ def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
     if inside := [word for word in one.options if word.startswith(_INSIDE)]:
         _mount_inside(one, inside[-1].removeprefix(_INSIDE), target)
         return
+    if _mount_plainly(one, target):
+        return
     place, options = "/", ",".join(one.options)
     if one.type == "overlay" and len(options) > _OPTIONS_LIMIT:
         place, options = _shortened(one.options)
     _run_mount(["-t", one.type, "-o", options, "--", one.source, os.path.abspath(target)], place)
+
+
+def _mount_plainly(one: Mount, target: str) -> bool:
+    """Mount a bind or an overlay that asks for nothing of mount(8)'s; say whether it is done.
+
+    What the kernel refuses is left to mount(8), which says why.
+    """
+    words = {word.partition("=")[0] for word in one.options}
+    place = os.fsencode(os.path.abspath(target))
+    try:
+        if one.type == "bind" and words <= {"bind", "rw", "ro"}:
+            fd = syscalls.open_tree_clone(syscalls.AT_FDCWD, os.fsencode(one.source))
+            try:
+                if "ro" in words:
+                    syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
+                syscalls.move_mount(fd, place)
+            finally:
+                os.close(fd)
+            return True
+        if one.type == "overlay" and words <= _OVERLAY_WORDS:
+            data = ",".join(one.options)
+            if len(os.fsencode(data)) <= _OPTIONS_LIMIT:
+                mounting.mount_overlay(one.source, place, data)
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def _mount_inside(one: Mount, directory: str, target: str) -> None:
@@ -102,7 +136,9 @@ def _shortened(options: Sequence[str]) -> tuple[str, str]:
     if "\\" in place or "\\" in lowers[0]:
         return "/", ",".join(options)
     below = ":".join(os.path.relpath(lower, place) for lower in lowers[0].split(":"))
-    return place, ",".join([f"lowerdir={below}", *(w for w in options if w != options[0])])
+    return place, ",".join(
+        [f"lowerdir={below}", *(w for w in options if not w.startswith("lowerdir="))]
+    )
 
 
 def _run_mount(arguments: Sequence[str], place: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -44,6 +43,8 @@ def link_loose_names(
 
     *attach* mounts the union whose upper layer it is on a directory; *detach* unmounts it.
     """
+    import tempfile  # noqa: PLC0415 - takes long, and few layers come here
+
     with tempfile.TemporaryDirectory(prefix="unionfs-") as merged:
         attach(merged)
         try:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Self
@@ -228,7 +227,7 @@ class SnapshotDriver(Driver):
         return self.measure(found) if found.usage is None else found.usage
 
     def walk(self) -> Iterator[Info]:
-        return iter([found.info() for found in self.metadata.all()])
+        return iter(self.metadata.infos())
 
     def cleanup(self) -> Sequence[str]:
         with self.metadata.write():
@@ -261,7 +260,8 @@ class SnapshotDriver(Driver):
     def _new_directory(self) -> Iterator[str]:
         """Make a directory that nobody takes for garbage; it is gone unless put in place."""
         while True:
-            directory = tempfile.mkdtemp(prefix=_NEW, dir=self._snapshots)
+            directory = self._path(_NEW + _unlikely())
+            os.mkdir(directory, 0o700)
             # Someone's cleanup may be faster, and have it removed by the time that we lock it.
             with contextlib.suppress(FileNotFoundError):
                 fd = _lock(directory, fcntl.LOCK_SH)
@@ -279,7 +279,7 @@ class SnapshotDriver(Driver):
         place = self.directory(snapshot)
         if os.path.lexists(place):
             # Of a transaction that came to nothing, just before its end.
-            os.rename(place, tempfile.mktemp(prefix=_OLD, dir=self._snapshots))  # noqa: S306
+            os.rename(place, self._path(_OLD + _unlikely()))
         os.rename(directory, place)
 
     def _clear(self, name: str) -> bool:
@@ -294,6 +294,11 @@ class SnapshotDriver(Driver):
         finally:
             os.close(fd)
         return True
+
+
+def _unlikely() -> str:
+    """Return a name that nobody else comes up with."""
+    return os.urandom(12).hex()
 
 
 def _lock(directory: str, operation: int) -> int:

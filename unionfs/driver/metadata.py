@@ -53,6 +53,9 @@ _CHAIN: Final = """
 """
 
 
+_KINDS: Final = {kind.value: kind for kind in Kind}
+
+
 class Snapshot(NamedTuple):
     """A row: a snapshot as its driver knows it."""
 
@@ -114,10 +117,22 @@ class Metadata(Database):
         """Return *snapshot* and all below it, its parent first after itself."""
         return [_snapshot(row) for row in self.rows(_CHAIN, (snapshot.id,))]
 
-    def all(self) -> list[Snapshot]:
-        """Return every snapshot, parents before their children."""
+    def infos(self) -> list[Info]:
+        """Return what the API tells of every snapshot, parents before their children."""
         # A child's row is made after its parent's.
-        return [_snapshot(row) for row in self.rows("SELECT * FROM listed ORDER BY id")]
+        rows = self.rows(
+            "SELECT id, key, kind, parent, labels, created, updated, size_limit"
+            " FROM snapshots ORDER BY id"
+        )
+        names = {None: "", **{row[0]: row[1] for row in rows}}
+        # One text is parsed in a third of the time that many take.
+        labels = json.loads(f"[{','.join([row[4] for row in rows])}]")
+        return [
+            Info(key, _KINDS[kind], names[parent], own, created, updated, limit)
+            for own, (_, key, kind, parent, _, created, updated, limit) in zip(
+                labels, rows, strict=True
+            )
+        ]
 
     def ids(self) -> set[int]:
         """Return the number of every snapshot."""
@@ -145,12 +160,15 @@ class Metadata(Database):
         self.require_free(key)
         now = time.time_ns()
         parent_id = None if parent is None else parent.id
-        self.run(
+        added = self.run(
             "INSERT INTO snapshots (key, kind, parent, labels, created, updated, size_limit)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (key, kind.value, parent_id, json.dumps(dict(labels)), now, now, size_limit),
         )
-        return self.find(key)
+        assert added.lastrowid is not None
+        above = "" if parent is None else parent.key
+        number, kept = added.lastrowid, dict(labels)
+        return Snapshot(number, key, kind, parent_id, above, kept, now, now, size_limit, None)
 
     def commit(
         self, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage | None
@@ -215,7 +233,7 @@ def _snapshot(row: tuple[Any, ...]) -> Snapshot:
     return Snapshot(
         number,
         key,
-        Kind(kind),
+        _KINDS[kind],
         parent_id,
         parent or "",
         json.loads(labels),

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from unionfs import optstring
 from unionfs.driver.api import Capabilities, Kind, Mount, Usage
-from unionfs.driver.attach import attach, detach
 from unionfs.driver.hardlinks import has_loose_names, link_loose_names
 from unionfs.driver.lifecycle import SnapshotDriver
 from unionfs.driver.metadata import Metadata, Snapshot
@@ -26,7 +25,9 @@ from unionfs.layer.stack import MAX_LOWERS, LayerStack, may_use_trusted
 from unionfs.layer.walk import remove_tree
 from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
-from unionfs.union.changes import Change, changes
+
+if TYPE_CHECKING:
+    from unionfs.union.changes import Change
 
 #: What the kernel's overlayfs must be told to do as this union always does.
 _KERNEL_OPTIONS: Final = ("redirect_dir=on", "index=on", "xino=on")
@@ -108,6 +109,8 @@ class OverlayDriver(SnapshotDriver):
     def seal(self, snapshot: Snapshot) -> None:
         work = self._work(snapshot)
         if has_loose_names(work, self._marks):
+            from unionfs.driver.attach import attach, detach  # noqa: PLC0415 - few layers come here
+
             union = self._union(self.metadata.chain(snapshot))
             link_loose_names(self.layer(snapshot), lambda place: attach([union], place), detach)
         # Its index counts as one more name of what the layer has. Nothing needs it any more.
@@ -116,6 +119,8 @@ class OverlayDriver(SnapshotDriver):
         super().seal(snapshot)
 
     def changes(self, key: str) -> Iterator[Change]:
+        from unionfs.union.changes import changes  # noqa: PLC0415 - for this verb alone
+
         layers = [os.fsencode(layer) for layer in self.layers(key)]
         if self.stat(key).kind is Kind.VIEW:
             return  # it changes nothing

@@ -12,11 +12,13 @@ Ours come first: no other can take their names.
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs.driver.api import Driver
 from unionfs.errors import InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 GROUP: Final = "unionfs.drivers"
 
@@ -56,5 +58,7 @@ def driver_class(name: str) -> type[Driver]:
     return found
 
 
-def _offered() -> metadata.EntryPoints:
+def _offered() -> EntryPoints:
+    from importlib import metadata  # noqa: PLC0415 - takes longer than all else, and ours need it not
+
     return metadata.entry_points(group=GROUP)

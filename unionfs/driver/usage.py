@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from unionfs import registry
 from unionfs.driver.api import Usage
 from unionfs.fuse import mounting
 from unionfs.layer import walk
+
+_UNION: Final = mounting.FSTYPE.encode()
 
 
 def disk_usage(directory: str) -> Usage:
@@ -22,7 +25,9 @@ def mounted_from(directory: str) -> str | None:
     inside, overlays and unions whose upper lies there), not those of other namespaces.
     """
     inside = directory + "/"
-    for entry in mounting.mounts():
+    # Of the lines that are about something else there may be thousands.
+    tail = os.fsencode("/".join(inside.split("/")[-3:]))
+    for entry in mounting.mounts(lambda line: tail in line or _UNION in line):
         if entry.kind == mounting.FSTYPE:
             record = registry.find(entry)
             told = "" if record is None else record.options

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from unionfs.errors import MountError
@@ -72,11 +72,14 @@ def _unescape(text: bytes) -> bytes:
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text)
 
 
-def parse_mountinfo(text: bytes) -> list[MountEntry]:
-    """Read the lines of a mountinfo file; the last of several at one target is the topmost."""
+def parse_mountinfo(text: bytes, wanted: Callable[[bytes], bool] | None = None) -> list[MountEntry]:
+    """Read the lines of a mountinfo file; the last of several at one target is the topmost.
+
+    Only those that are *wanted*, a test of the line as it stands there.
+    """
     entries = []
     # Only the line feed ends a line: a carriage return stands in names as it is.
-    for line in filter(None, text.split(b"\n")):
+    for line in filter(wanted, filter(None, text.split(b"\n"))):
         # A variable number of optional fields ends with "-"; blanks in names are escaped.
         before, _, after = line.partition(b" - ")
         left, right = before.split(b" "), after.split(b" ")
@@ -94,10 +97,10 @@ def parse_mountinfo(text: bytes) -> list[MountEntry]:
     return entries
 
 
-def mounts() -> list[MountEntry]:
-    """Return all mounts of this process's mount namespace."""
+def mounts(wanted: Callable[[bytes], bool] | None = None) -> list[MountEntry]:
+    """Return the mounts of this process's mount namespace, those whose lines are *wanted*."""
     with open("/proc/self/mountinfo", "rb") as file:
-        return parse_mountinfo(file.read())
+        return parse_mountinfo(file.read(), wanted)
 
 
 def unions() -> list[MountEntry]:
@@ -176,6 +179,16 @@ def _mount_here(target: bytes, source: str, words: Sequence[str], fd: int) -> No
             data.append(word)
     text = ",".join(data).encode()
     if _libc.mount(os.fsencode(source), target, FSTYPE.encode(), flags, text) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
+
+
+def mount_overlay(source: str, target: bytes, options: str) -> None:
+    """Mount the kernel's overlayfs with *options*, all of them its own (mount(2)).
+
+    Raises ``OSError``.
+    """
+    if _libc.mount(os.fsencode(source), target, b"overlay", 0, os.fsencode(options)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), target)
 

@@ -17,7 +17,6 @@ from typing import Final, Self
 from unionfs.database import Database
 from unionfs.driver import registry
 from unionfs.driver.api import Driver, Info
-from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, UnsupportedError
 from unionfs.store import schema
 from unionfs.store.uses import Subject, Uses
@@ -90,6 +89,8 @@ class Store:
 
         Raises what `Driver.mounts` raises, and `MountError`.
         """
+        from unionfs.driver.attach import attach  # noqa: PLC0415 - the other verbs need it not
+
         if not os.path.isdir(target):
             raise MountError(f"{target}: not a directory")
         place = os.path.realpath(target)
@@ -110,6 +111,8 @@ class Store:
 
         Raises `MountError`, `NotFoundError` when no snapshot of this store is mounted there.
         """
+        from unionfs.driver.attach import detach  # noqa: PLC0415 - the other verbs need it not
+
         place = os.path.realpath(target)
         wanted = ("snapshot", self.driver.name)
         found = [use for use in self.uses.on(place) if use.subject[:2] == wanted]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from unionfs.layer import xattrs
 from unionfs.layer.tree import Directory
@@ -24,8 +23,7 @@ CHANGED = "C"
 DELETED = "D"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One path that the upper layer adds, changes or deletes."""
 
     kind: str
