@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from unionfs import registry
 from unionfs.driver.api import Mount
 from unionfs.driver.attach import attach
 from unionfs.errors import (
@@ -324,12 +323,7 @@ class Volumes:
         Raises `NotFoundError` where no volume of this store is mounted, `MountError`.
         """
         place = os.path.realpath(target)
-        here = registry.namespace("mnt")
-        found = [
-            use
-            for use in self._uses.on(place)
-            if use.subject.kind == "volume" and use.mount_namespace == here
-        ]
+        found = [use for use in self._uses.on(place) if use.subject.kind == "volume"]
         if not found or mounting.mount_at(os.fsencode(place)) is None:
             raise NotFoundError(f"{target}: no volume of {self.store.root} is mounted here")
         use = found[-1]
