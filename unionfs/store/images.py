@@ -204,8 +204,8 @@ class Images:
     def cleanup(self) -> list[str]:
         """Remove layers that are no image's, left by a crash; return what is gone."""
         with self.alone():
+            gone = self._store.remove_left_views()
             infos = list(self._store.driver.walk())
-            gone = []
             for info in reversed(infos):
                 unneeded = DIFF_ID in info.labels and not self.of_layer(info.key)
                 if _IMPORTING in info.labels or unneeded:

@@ -16,13 +16,16 @@ from typing import Final, Self
 
 from unionfs.database import Database
 from unionfs.driver import registry
-from unionfs.driver.api import Driver, Info
+from unionfs.driver.api import Driver, Info, Kind
 from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, UnsupportedError
 from unionfs.store import schema
 from unionfs.store.uses import Subject, Uses
 
 DEFAULT_DRIVER: Final = "overlay"
+
+#: The label of views that a process looks through for a while.
+_LOOKING: Final = "unionfs.looking"
 
 #: ``struct flock``: type, whence, start, length, pid.
 _FLOCK: Final = struct.Struct("@hhqqi4x")
@@ -128,6 +131,35 @@ class Store:
         # It may be mounted by others than the store, or gone.
         with contextlib.suppress(FailedPreconditionError, NotFoundError):
             self.driver.release(key)
+
+    @contextlib.contextmanager
+    def viewed(self, name: str) -> Iterator[str]:
+        """Give the key of a view of the committed snapshot *name*, until the end of the block.
+
+        Raises what `Driver.view` raises.
+        """
+        key = f"{name} seen by {os.getpid()}-{os.urandom(4).hex()}"
+        # By this `remove_left_views` knows whether we are still there.
+        number = self.uses.add(self.subject(key), f"process {os.getpid()}", "", os.getpid())
+        try:
+            self.driver.view(key, name, labels={_LOOKING: ""})
+            try:
+                yield key
+            finally:
+                self.driver.release(key)
+                self.driver.remove(key)
+        finally:
+            self.uses.remove(number)
+
+    def remove_left_views(self) -> list[str]:
+        """Remove the views of processes that were killed while they looked; return their keys."""
+        gone = []
+        for info in list(self.driver.walk()):
+            if info.kind is Kind.VIEW and _LOOKING in info.labels:
+                with contextlib.suppress(FailedPreconditionError, NotFoundError):
+                    self.remove(info.key)
+                    gone.append(info.key)
+        return gone
 
     def remove(self, key: str) -> None:
         """Remove the snapshot *key*. Raises `FailedPreconditionError` with who uses it."""
