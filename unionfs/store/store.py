@@ -102,7 +102,11 @@ class Store:
             number = self.uses.add(self.subject(key), place, place, os.getpid())
             try:
                 attach(self.driver.mounts(key), place, extra=extra)
-                self.uses.outlive(number)
+                try:
+                    self.uses.outlive(number)
+                except BaseException:
+                    detach(place)  # nobody would know of it
+                    raise
             except BaseException:
                 self.uses.remove(number)
                 self.release_unused(key)

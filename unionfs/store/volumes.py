@@ -299,7 +299,11 @@ class Volumes:
                 bind = "rbind" if "rbind" in volume.options.get("o", "").split(",") else "bind"
                 _bind(path, place, (bind, *extra))
                 if pid is None:
-                    self._uses.outlive(number)
+                    try:
+                        self._uses.outlive(number)
+                    except BaseException:
+                        mounting.unmount(os.fsencode(place))  # nobody would know of it
+                        raise
 
     @contextlib.contextmanager
     def _used(
