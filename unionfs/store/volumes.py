@@ -193,7 +193,8 @@ class Volumes:
     def making(self, volume: Volume, parent: str = "") -> Iterator[str]:
         """Make a snapshot that is to have the files of *volume*, on top of *parent*; give its key.
 
-        It is this process's own until the end of the block. If that raises, it is removed.
+        It is this process's own until the end of the block. If that raises, it is removed,
+        unless it has become a volume's by then.
         """
         driver = self.store.driver_called(volume.driver)
         with self.naming(volume) as key:
@@ -203,8 +204,9 @@ class Volumes:
             try:
                 yield key
             except BaseException:
-                with contextlib.suppress(StoreError):
-                    driver.remove(key)
+                if not self._table.has_data(volume.driver, key):
+                    with contextlib.suppress(StoreError):
+                        driver.remove(key)
                 raise
 
     @contextlib.contextmanager
