@@ -324,6 +324,23 @@ def test_a_view_of_who_was_killed_while_he_read_is_removed(overlay: Ground) -> N
     overlay.require_empty()
 
 
+def test_interrupted_when_the_image_is_there_already(
+    overlay: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert = Images._insert
+
+    def interrupted(self: Images, image: Image) -> None:
+        insert(self, image)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "_insert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            overlay.add(FORMS["OCI archive"](overlay.base), "app")
+    require_app(overlay, "app")
+    assert overlay.images.cleanup() == []
+
+
 def other_platform(made: Layout, machine: str) -> dict[str, Any]:
     data = archive(member("wrong", data=machine.encode()))
     platform = {"os": "linux", "architecture": machine}

@@ -132,7 +132,7 @@ class Images:
                 image = self._fill(packed, name, new)
                 self._insert(image)
             except BaseException:
-                new.undo()
+                new.undo(unless=self.of_layer)
                 raise
         return image
 
@@ -328,8 +328,9 @@ class _NewLayers:
         with contextlib.suppress(StoreError, OSError):
             self._store.driver.remove(key)
 
-    def undo(self) -> None:
-        """Remove what was added."""
+    def undo(self, *, unless: Callable[[str], object]) -> None:
+        """Remove what was added, *unless* it is an image's: who is interrupted may have one."""
         for name in reversed(self._added):
-            self._drop(name)
-            self._framings.remove(name)
+            if not unless(name):
+                self._drop(name)
+                self._framings.remove(name)
