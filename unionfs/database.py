@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from unionfs.errors import FailedPreconditionError, StoreError, UnsupportedError
+from unionfs.errors import FailedPreconditionError, FaultyError, StoreError, UnsupportedError
 
 #: Seconds to wait for another process's transaction.
 _PATIENCE: Final = 60.0
@@ -98,6 +98,10 @@ class Database:
             return self._connection.execute(statement, parameters)
         except sqlite3.OperationalError as error:
             raise self._explained(error) from error
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise FaultyError(f"{self._path}: {error}; restore it from a backup") from error
 
     def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Return all rows of a SELECT, as of one point in time."""

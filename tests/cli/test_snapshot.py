@@ -190,6 +190,17 @@ def test_what_is_no_store(command: Command, run: Run, refused: Callable[..., str
     assert refused("ls") == f"{store}/store.db: not a database of this program's"
 
 
+def test_a_broken_store(command: Command, run: Run, refused: Callable[..., str]) -> None:
+    run("prepare", "key")
+    path = command.base / "store/overlay/metadata.db"
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(range(256)) * 64)
+    told = refused("info", "key")
+    assert told.startswith(f"{path}: ")
+    assert "malformed" in told
+
+
 def test_a_file_system_without_xattrs(command: Command, refused: Callable[..., str]) -> None:
     place = command.base / "fat"
     place.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.container.runner import Runner, wait_for
+from unionfs.container import records
+from unionfs.container.run import clean
+from unionfs.store.store import Store
 
 pytestmark = pytest.mark.needs_root
 
@@ -175,3 +179,15 @@ def test_many_at_once(runner: Runner) -> None:
     shown = [process.communicate(timeout=60)[0] for process in processes]
     assert shown == [f"{number}\n" for number in range(8)]
     assert runner.snapshots() == ["base"]
+
+
+@pytest.mark.parametrize("driver", ["overlay", "block"])
+def test_what_was_killed_is_removed_from_its_own_driver_only(runner: Runner, driver: str) -> None:
+    with contextlib.closing(Store.open(str(runner.root), "overlay", {})) as store:
+        store.driver.prepare("victim", "base")
+        with contextlib.closing(records.claim(store.root, "victim")) as record:
+            record.begin(driver=driver, ephemeral=True, volumes=())
+        clean(store)
+        ours = driver == "overlay"
+        assert ("victim" in [info.key for info in store.driver.walk()]) is not ours
+        assert runner.containers() == ([] if ours else ["victim"])

@@ -25,8 +25,8 @@ from unionfs.errors import NotFoundError, StoreError
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.slow]
 
-#: How many places each verb is killed at.
-POINTS = 14
+#: How many places each verb is killed at, and with --thorough.
+POINTS, MORE_POINTS = 4, 14
 
 
 class Verb(NamedTuple):
@@ -119,7 +119,8 @@ def _child(ground: Ground, do: Callable[[Driver], Any], kill_at: int) -> int:
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_killed(ground: Ground, scratch: Path, name: str) -> None:
+def test_killed(ground: Ground, pytestconfig: pytest.Config, name: str) -> None:
+    points = MORE_POINTS if pytestconfig.getoption("--thorough") else POINTS
     verb = VERBS[name]
     ground.write("base", "", changes.base)
     with ground.seen("base") as root:
@@ -128,7 +129,7 @@ def test_killed(ground: Ground, scratch: Path, name: str) -> None:
     calls = _child(ground, verb.do, 0)
     assert verb.done(ground.driver)
     dice = random.Random(name)
-    for kill_at in sorted(dice.sample(range(1, calls), min(POINTS, calls - 1))):
+    for kill_at in sorted(dice.sample(range(1, calls), min(points, calls - 1))):
         verb.undo(ground.driver)
         assert not verb.done(ground.driver)
         _child(ground, verb.do, kill_at)

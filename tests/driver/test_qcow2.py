@@ -15,7 +15,7 @@ import pytest
 from tests.driver.blocks import Blocks, wait_until
 from unionfs.driver.api import Info, Kind
 from unionfs.driver.attach import detach
-from unionfs.driver.block import loop
+from unionfs.driver.block import export, loop
 from unionfs.driver.block.driver import BlockDriver
 from unionfs.errors import (
     FailedPreconditionError,
@@ -24,6 +24,7 @@ from unionfs.errors import (
     UnsupportedError,
     UsageError,
 )
+from unionfs.fuse import mounting
 
 pytestmark = pytest.mark.needs_root
 
@@ -244,6 +245,26 @@ def test_a_loop_device_that_somebody_took_away(ext4: Blocks) -> None:
     with ext4.at("key") as root:
         (root / "file").write_text("on another one")
     assert ext4.daemons() == []
+
+
+def test_an_export_whose_process_is_dead_is_cleared_away(tmp_path: Path) -> None:
+    """Killed when it had mounted its image, and no loop device had it open yet."""
+    place = tmp_path / "run/export"
+    place.mkdir(parents=True)
+    os.close(mounting.mount(os.fsencode(place), "dead", []))
+    export.stop(str(place.parent), force=True)
+    assert not place.parent.exists()
+
+
+def test_a_loop_device_that_cannot_be_asked_is_not_taken_for_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="open files"):
+        loop.tag_of("/dev/loop0")
 
 
 def test_depth(ext4: Blocks) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_what_is_mounted_stays(ground: Ground) -> None:
                 attempt("key")
         assert (root / "file").read_text() == "x"
     driver.remove("key")
+
+
+def test_what_a_mounted_view_shows_stays(ground: Ground) -> None:
+    driver = ground.driver
+    ground.write("base", "", _one_file)
+    driver.view("look", "base")
+    with ground.at("look") as root:
+        with contextlib.suppress(FailedPreconditionError):
+            driver.remove("look")  # by those who cannot tell it from another of that parent
+        with pytest.raises(FailedPreconditionError):
+            driver.remove("base")
+        assert (root / "file").read_text() == "x"
+        if "look" not in {info.key for info in driver.walk()}:
+            driver.view("look", "base")  # for `at` to release
 
 
 def test_mounts_are_of_what_can_change_or_be_looked_at(ground: Ground) -> None:

@@ -19,6 +19,7 @@ from tests.store.volume_ground import VolumeGround, assert_same
 from unionfs.errors import ArchiveError, FailedPreconditionError, InvalidArgumentError
 from unionfs.store.backup import backup, restore
 from unionfs.store.volume_garbage import cleanup
+from unionfs.store.volume_tree import VolumeTree
 from unionfs.store.volumes import Volumes
 
 pytestmark = pytest.mark.needs_root
@@ -320,6 +321,29 @@ def test_begun_to_be_used_while_it_is_restored(ground: VolumeGround) -> None:
         restore(volumes, "vol", Slow(data), progress=lambda _size: None, notice=lambda _text: None)
     volumes.release(held[0])
     assert len(list(volumes.store.driver.walk())) == 1
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_interrupted_when_the_files_are_the_volumes_already(
+    ground: VolumeGround, monkeypatch: pytest.MonkeyPatch, *, new: bool
+) -> None:
+    """While the old ones are removed, say, which can take long."""
+    ground.volumes.create("vol")
+    with ground.at("vol") as root:
+        (root / "file").write_text("saved")
+    data, _ = saved(ground.volumes, "vol")
+    name = "new" if new else "vol"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VolumeTree, "link", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(ground.volumes, name, data)
+    with ground.at(name) as root:
+        assert (root / "file").read_text() == "saved"
+    cleanup(ground.volumes.store)
 
 
 def test_a_full_disk(scratch: Path, ground: VolumeGround) -> None:

@@ -308,6 +308,39 @@ def test_a_layer_that_a_snapshot_needs_stays(overlay: Ground) -> None:
     overlay.require_empty()
 
 
+def test_a_view_of_who_was_killed_while_he_read_is_removed(overlay: Ground) -> None:
+    overlay.add(FORMS["OCI archive"](overlay.base), "app")
+    top = overlay.images.parent("app")
+    child = os.fork()
+    if child == 0:
+        with Store.open(overlay.store.root, "overlay", {}).viewed(top):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with overlay.store.viewed(top) as key:
+        (gone,) = overlay.images.cleanup()
+        assert gone.startswith(f"{top} seen by {child}-")
+        assert overlay.store.driver.stat(key).parent == top
+    overlay.images.remove("app")
+    overlay.require_empty()
+
+
+def test_interrupted_when_the_image_is_there_already(
+    overlay: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert = Images._insert
+
+    def interrupted(self: Images, image: Image) -> None:
+        insert(self, image)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "_insert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            overlay.add(FORMS["OCI archive"](overlay.base), "app")
+    require_app(overlay, "app")
+    assert overlay.images.cleanup() == []
+
+
 def other_platform(made: Layout, machine: str) -> dict[str, Any]:
     data = archive(member("wrong", data=machine.encode()))
     platform = {"os": "linux", "architecture": machine}

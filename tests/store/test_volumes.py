@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ from unionfs.errors import (
 from unionfs.fuse import mounting
 from unionfs.store import views
 from unionfs.store.store import Store
+from unionfs.store.uses import Uses
 from unionfs.store.volume import ANONYMOUS
 from unionfs.store.volumes import Volumes
 
@@ -218,6 +220,27 @@ def test_mounting_that_fails_is_no_use(ground: VolumeGround) -> None:
     with pytest.raises(NotFoundError, match="/nowhere/at/all: no such directory"):
         volumes.mount("gone", str(ground.place()))
     assert volumes.in_use() == set()
+
+
+def test_mounted_and_not_to_be_written_down(
+    ground: VolumeGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, say: what nobody would know of does not stay mounted."""
+    store, target = ground.volumes.store, str(ground.place())
+    ground.volumes.create("vol")
+    store.driver.prepare("key")
+
+    def refuse(_self: Uses, _number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Uses, "outlive", refuse)
+    with pytest.raises(OSError, match="No space"):
+        ground.volumes.mount("vol", target)
+    with pytest.raises(OSError, match="No space"):
+        store.mount("key", target)
+    assert not os.path.ismount(target)
+    assert store.uses.all() == []
+    store.driver.remove("key")
 
 
 def test_the_daemon_of_a_view_is_killed(ground: VolumeGround) -> None:

@@ -146,7 +146,7 @@ def _label(store: Store, arguments: Arguments) -> None:
 
 
 def _cleanup(store: Store, arguments: Arguments) -> None:
-    removed = store.driver.cleanup()
+    removed = [*store.remove_left_views(), *store.driver.cleanup()]
     if "json" in arguments.flags:
         print_json(removed)
         return

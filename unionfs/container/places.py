@@ -12,7 +12,7 @@ from unionfs.container import rootfs
 from unionfs.container.records import Record
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Bind, NamedVolume, Spec, Tmpfs
-from unionfs.errors import MountError, NotFoundError, UnionError
+from unionfs.errors import MountError, UnionError
 from unionfs.layer import syscalls
 from unionfs.store.store import Store
 from unionfs.store.volumes import Volumes
@@ -50,10 +50,7 @@ def held(store: Store, place: NamedVolume, holder: str) -> Iterator[str]:
     The use ends with the block, or with this process. Raises what `Volumes.hold` raises.
     """
     volumes = Volumes(store)
-    try:
-        volumes.find(place.name)
-    except NotFoundError:
-        volumes.create(place.name)
+    volumes.obtain(place.name)
     found = volumes.hold(place.name, holder, os.getpid())
     try:
         yield found.path
@@ -63,10 +60,8 @@ def held(store: Store, place: NamedVolume, holder: str) -> Iterator[str]:
 
 def settle(store: Store, name: str) -> None:
     """Unmount what a user of the volume *name* has left that was killed, if he was the last."""
-    volumes = Volumes(store)
-    # Who begins to use it finds out; it may be gone, or not to be had now.
-    with contextlib.suppress(UnionError):
-        volumes.release(volumes.hold(name, f"process {os.getpid()}", os.getpid()).id)
+    with contextlib.suppress(UnionError):  # its driver may not be to be had now
+        Volumes(store).settle(name)
 
 
 def fill_new(store: Store, place: NamedVolume, directory: str, root: str) -> None:

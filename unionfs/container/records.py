@@ -2,8 +2,9 @@
 
 Whoever runs one holds its lock, so that one whose lock is free has ended, or was
 killed: `take_dead` finds those, and whoever finds one cleans up after it. ``log`` is the
-output of a detached one, which stays as long as its snapshot does, ``pid`` the process to send
-signals to, and the rest are the files that the command sees in /etc.
+output of a detached one, which stays as long as its snapshot does, ``driver`` says which driver
+keeps that, ``pid`` is the process to send signals to, and the rest are the files that the
+command sees in /etc.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from unionfs.errors import AlreadyExistsError
 _REMOVE: Final = "remove"
 _LOCK: Final = "lock"
 _PID: Final = "pid"
+_DRIVER: Final = "driver"
 _VOLUMES: Final = "volumes"
 _LOG: Final = "log"
 _ROOT: Final = "root"
@@ -59,17 +61,28 @@ class Record:
             file.write(text)
         return path
 
+    def _read(self, name: str) -> str:
+        """Return the text of a file in the directory, empty where there is none."""
+        try:
+            with open(os.path.join(self.directory, name), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
     @property
     def volumes(self) -> list[str]:
         """The names of the volumes that it uses."""
-        try:
-            with open(os.path.join(self.directory, _VOLUMES), encoding="utf-8") as file:
-                return file.read().split()
-        except FileNotFoundError:
-            return []
+        return self._read(_VOLUMES).split()
 
-    def begin(self, *, ephemeral: bool, volumes: Iterable[str]) -> None:
+    @property
+    def driver(self) -> str:
+        """The name of the driver that keeps its snapshot; empty if it never came so far."""
+        return self._read(_DRIVER)
+
+    def begin(self, *, driver: str, ephemeral: bool, volumes: Iterable[str]) -> None:
         """Write down which process runs the container, what it uses, and whether it stays."""
+        # First: whose snapshot may go must be known before it may go.
+        self.write(_DRIVER, driver)
         os.mkdir(self.root, 0o755)
         if ephemeral:
             self.write(_REMOVE, "")
@@ -83,7 +96,7 @@ class Record:
                 shutil.rmtree(self.directory)
                 return
             for name in os.listdir(self.directory):
-                if name not in (_LOG, _LOCK):
+                if name not in (_LOG, _LOCK, _DRIVER):
                     path = os.path.join(self.directory, name)
                     os.rmdir(path) if name == _ROOT else os.unlink(path)
 

@@ -21,12 +21,7 @@ from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Bind, NamedVolume, Place, Spec, Tmpfs
 from unionfs.driver.api import Mount
 from unionfs.driver.attach import attach
-from unionfs.errors import (
-    AlreadyExistsError,
-    FailedPreconditionError,
-    MountError,
-    NotFoundError,
-)
+from unionfs.errors import AlreadyExistsError, MountError, NotFoundError, StoreError
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
 from unionfs.store.store import Store
@@ -69,7 +64,7 @@ def run(
             _prepare(store, name, parent)
             stays = False
             named = (place.name for place in spec.places if isinstance(place, NamedVolume))
-            record.begin(ephemeral=ephemeral, volumes=named)
+            record.begin(driver=store.driver.name, ephemeral=ephemeral, volumes=named)
             container = _Container(store, record, spec, open_streams(record))
             with container.running():
                 stays = not ephemeral
@@ -91,10 +86,13 @@ def _prepare(store: Store, name: str, parent: str) -> None:
 
 
 def clean(store: Store) -> None:
-    """Put in order what containers that were killed have left in *store*."""
+    """Put in order what containers that were killed have left with the driver of *store*."""
     for record in records.take_dead(store.root):
-        # Where its last daemon is still about to end, there will be a next time.
-        with contextlib.suppress(FailedPreconditionError):
+        if record.driver not in ("", store.driver.name):
+            continue  # a snapshot of that name is another one here
+        # Where its last daemon is still about to end, there will be a next time; and of one
+        # that is damaged the others need not suffer.
+        with contextlib.suppress(StoreError):
             record.end(keep_log=_clean_up(store, record))
 
 

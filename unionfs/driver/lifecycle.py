@@ -169,6 +169,7 @@ class SnapshotDriver(Driver):
         with self.metadata.write():
             if self._active(key).id != found.id:
                 raise NotFoundError(f"{key}: was replaced meanwhile; try again")
+            self.require_unmounted(found)
             kept = found.labels if labels is None else labels
             return self.metadata.commit(found, name, kept, usage).info()
 
@@ -281,6 +282,12 @@ class SnapshotDriver(Driver):
             # Of a transaction that came to nothing, just before its end.
             os.rename(place, self._path(_OLD + _unlikely()))
         os.rename(directory, place)
+        # Before the row: after a power cut there is no name without its directory.
+        fd = os.open(self._snapshots, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _clear(self, name: str) -> bool:
         """Remove the left-over directory *name*, unless its maker is still at it."""

@@ -113,9 +113,10 @@ class OverlayDriver(SnapshotDriver):
 
             union = self._union(self.metadata.chain(snapshot))
             link_loose_names(self.layer(snapshot), lambda place: attach([union], place), detach)
-        # Its index counts as one more name of what the layer has. Nothing needs it any more.
-        remove_tree(syscalls.AT_FDCWD, os.fsencode(work))
-        os.mkdir(work, 0o700)
+        # Its index counts as one more name of what the layer has. Nothing needs it any more; but
+        # the directory itself stays: whoever is killed here leaves what can be mounted.
+        for name in os.listdir(work):
+            remove_tree(syscalls.AT_FDCWD, os.fsencode(os.path.join(work, name)))
         super().seal(snapshot)
 
     def changes(self, key: str) -> Iterator[Change]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
-from unionfs import registry
+from unionfs import optstring, registry
 from unionfs.driver.api import Usage
 from unionfs.fuse import mounting
 from unionfs.layer import walk
@@ -19,10 +20,10 @@ def disk_usage(directory: str) -> Usage:
 
 
 def mounted_from(directory: str) -> str | None:
-    """Return where something of *directory* is mounted for writing, ``None`` if nowhere.
+    """Return where something of *directory* is mounted, ``None`` if nowhere.
 
     Knows what this process can see: the mounts of its own namespace (binds of what is
-    inside, overlays and unions whose upper lies there), not those of other namespaces.
+    inside, overlays and unions with a layer there), not those of other namespaces.
     """
     inside = directory + "/"
     # Of the lines that are about something else there may be thousands.
@@ -33,10 +34,16 @@ def mounted_from(directory: str) -> str | None:
             told = "" if record is None else record.options
         else:
             told = entry.super_options
-        upper = told.partition("upperdir=")[2].partition(",")[0]
-        if upper.startswith(inside) or _is_bind_of(entry, inside):
+        if any(layer.startswith(inside) for layer in _layers(told)) or _is_bind_of(entry, inside):
             return os.fsdecode(entry.target)
     return None
+
+
+def _layers(options: str) -> Iterator[str]:
+    """Yield the layers that the *options* of a mount name, the upper one among them."""
+    for key, value in optstring.split_options(mounting.unescape(options)):
+        if key in ("upperdir", "lowerdir", "lowerdir+") and value is not None:
+            yield from optstring.split_layers(value)
 
 
 def _is_bind_of(entry: mounting.MountEntry, inside: str) -> bool:

@@ -72,6 +72,11 @@ def _unescape(text: bytes) -> bytes:
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text)
 
 
+def unescape(text: str) -> str:
+    """Return *text* of mountinfo, proc(5), with the octal numbers as what they stand for."""
+    return os.fsdecode(_unescape(os.fsencode(text)))
+
+
 def parse_mountinfo(text: bytes, wanted: Callable[[bytes], bool] | None = None) -> list[MountEntry]:
     """Read the lines of a mountinfo file; the last of several at one target is the topmost.
 

@@ -83,7 +83,7 @@ def remove_tree(dirfd: int, name: bytes) -> None:
         os.unlink(name, dir_fd=dirfd)
     except FileNotFoundError:
         return
-    except (IsADirectoryError, PermissionError):
+    except IsADirectoryError:
         _remove_directory(dirfd, name)
 
 

@@ -38,12 +38,10 @@ def shown(store: Store, key: str) -> Iterator[bytes]:
     driver = store.driver
     with ExitStack() as stack:
         if driver.stat(key).kind is Kind.COMMITTED:
-            name, key = key, f"{key} seen by {os.getpid()}-{os.urandom(4).hex()}"
-            driver.view(key, name)
-            stack.callback(driver.remove, key)
+            key = stack.enter_context(store.viewed(key))
         target = stack.enter_context(tempfile.TemporaryDirectory(prefix="unionfs-"))
-        attach(driver.mounts(key), target)
         stack.callback(store.release_unused, key)
+        attach(driver.mounts(key), target)
         stack.callback(detach, target)
         yield os.fsencode(target)
 

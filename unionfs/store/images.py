@@ -132,7 +132,7 @@ class Images:
                 image = self._fill(packed, name, new)
                 self._insert(image)
             except BaseException:
-                new.undo()
+                new.undo(unless=self.of_layer)
                 raise
         return image
 
@@ -162,7 +162,10 @@ class Images:
 
     def _insert(self, image: Image) -> None:
         database, key = self._store.database, (self._driver, image.name)
-        with database.write():
+        # Nobody removes a layer between our look at it and the row that names it.
+        with self._store.alone(*image.layers), database.write():
+            for chain in image.layers:
+                self._store.driver.stat(chain)
             database.run("DELETE FROM images WHERE driver = ? AND name = ?", key)
             database.run(
                 "INSERT INTO images (driver, name, id, config, imported) VALUES (?, ?, ?, ?, ?)",
@@ -204,8 +207,8 @@ class Images:
     def cleanup(self) -> list[str]:
         """Remove layers that are no image's, left by a crash; return what is gone."""
         with self.alone():
+            gone = self._store.remove_left_views()
             infos = list(self._store.driver.walk())
-            gone = []
             for info in reversed(infos):
                 unneeded = DIFF_ID in info.labels and not self.of_layer(info.key)
                 if _IMPORTING in info.labels or unneeded:
@@ -328,8 +331,9 @@ class _NewLayers:
         with contextlib.suppress(StoreError, OSError):
             self._store.driver.remove(key)
 
-    def undo(self) -> None:
-        """Remove what was added."""
+    def undo(self, *, unless: Callable[[str], object]) -> None:
+        """Remove what was added, *unless* it is an image's: who is interrupted may have one."""
         for name in reversed(self._added):
-            self._drop(name)
-            self._framings.remove(name)
+            if not unless(name):
+                self._drop(name)
+                self._framings.remove(name)

@@ -131,13 +131,8 @@ def _mounted(store: Store, key: str, mounts: Sequence[Mount]) -> Iterator[str]:
 @contextlib.contextmanager
 def viewed(store: Store, name: str) -> Iterator[Sequence[Mount]]:
     """Tell what mounts show the committed snapshot *name*, which stays until the end."""
-    key = f"{name} read by {os.getpid()}-{os.urandom(4).hex()}"
-    store.driver.view(key, name)
-    try:
+    with store.viewed(name) as key:
         yield store.driver.mounts(key)
-    finally:
-        store.release_unused(key)
-        store.driver.remove(key)
 
 
 class Framings:

@@ -16,12 +16,15 @@ from typing import Final, Self
 
 from unionfs.database import Database
 from unionfs.driver import registry
-from unionfs.driver.api import Driver, Info
+from unionfs.driver.api import Driver, Info, Kind
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, UnsupportedError
 from unionfs.store import schema
-from unionfs.store.uses import Subject, Uses
+from unionfs.store.uses import Subject, Use, Uses
 
 DEFAULT_DRIVER: Final = "overlay"
+
+#: The label of views that a process looks through for a while.
+_LOOKING: Final = "unionfs.looking"
 
 #: ``struct flock``: type, whence, start, length, pid.
 _FLOCK: Final = struct.Struct("@hhqqi4x")
@@ -89,7 +92,7 @@ class Store:
 
         Raises what `Driver.mounts` raises, and `MountError`.
         """
-        from unionfs.driver.attach import attach  # noqa: PLC0415 - the other verbs need it not
+        from unionfs.driver.attach import attach, detach  # noqa: PLC0415 - the other verbs need it not
 
         if not os.path.isdir(target):
             raise MountError(f"{target}: not a directory")
@@ -100,7 +103,11 @@ class Store:
             number = self.uses.add(self.subject(key), place, place, os.getpid())
             try:
                 attach(self.driver.mounts(key), place, extra=extra)
-                self.uses.outlive(number)
+                try:
+                    self.uses.outlive(number)
+                except BaseException:
+                    detach(place)  # nobody would know of it
+                    raise
             except BaseException:
                 self.uses.remove(number)
                 self.release_unused(key)
@@ -114,15 +121,20 @@ class Store:
         from unionfs.driver.attach import detach  # noqa: PLC0415 - the other verbs need it not
 
         place = os.path.realpath(target)
+        with self.alone(self._used_on(place, target).subject.name):
+            # Somebody else may have unmounted it before we were alone.
+            use = self._used_on(place, target)
+            detach(place, lazy=lazy)
+            self.uses.remove(use.id)
+            self.release_unused(use.subject.name)
+
+    def _used_on(self, place: str, target: str) -> Use:
+        """Return the topmost use of a snapshot on *place*. Raises `NotFoundError`."""
         wanted = ("snapshot", self.driver.name)
         found = [use for use in self.uses.on(place) if use.subject[:2] == wanted]
         if not found:
             raise NotFoundError(f"{target}: no snapshot of {self.root} is mounted here")
-        use = found[-1]
-        with self.alone(use.subject.name):
-            detach(place, lazy=lazy)
-            self.uses.remove(use.id)
-            self.release_unused(use.subject.name)
+        return found[-1]
 
     def release_unused(self, key: str) -> None:
         """Give back what the driver took for the snapshot *key*, unless somebody uses it."""
@@ -131,6 +143,35 @@ class Store:
         # It may be mounted by others than the store, or gone.
         with contextlib.suppress(FailedPreconditionError, NotFoundError):
             self.driver.release(key)
+
+    @contextlib.contextmanager
+    def viewed(self, name: str) -> Iterator[str]:
+        """Give the key of a view of the committed snapshot *name*, until the end of the block.
+
+        Raises what `Driver.view` raises.
+        """
+        key = f"{name} seen by {os.getpid()}-{os.urandom(4).hex()}"
+        # By this `remove_left_views` knows whether we are still there.
+        number = self.uses.add(self.subject(key), f"process {os.getpid()}", "", os.getpid())
+        try:
+            self.driver.view(key, name, labels={_LOOKING: ""})
+            try:
+                yield key
+            finally:
+                self.driver.release(key)
+                self.driver.remove(key)
+        finally:
+            self.uses.remove(number)
+
+    def remove_left_views(self) -> list[str]:
+        """Remove the views of processes that were killed while they looked; return their keys."""
+        gone = []
+        for info in list(self.driver.walk()):
+            if info.kind is Kind.VIEW and _LOOKING in info.labels:
+                with contextlib.suppress(FailedPreconditionError, NotFoundError):
+                    self.remove(info.key)
+                    gone.append(info.key)
+        return gone
 
     def remove(self, key: str) -> None:
         """Remove the snapshot *key*. Raises `FailedPreconditionError` with who uses it."""
@@ -180,13 +221,14 @@ class Store:
             raise FailedPreconditionError(f"{key}: in use by {found[0].holder}")
 
     @contextlib.contextmanager
-    def alone(self, key: str) -> Iterator[None]:
-        """Keep other processes and threads from mounting or unmounting *key* meanwhile."""
+    def alone(self, *keys: str) -> Iterator[None]:
+        """Keep other processes and threads from mounting or unmounting *keys* meanwhile."""
         fd = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # One byte of the file for each key, more or less; it goes with the descriptor.
-            place = zlib.crc32(key.encode(errors="surrogateescape"))
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, 0, place, 1, 0))
+            for key in keys:
+                place = zlib.crc32(key.encode(errors="surrogateescape"))
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, 0, place, 1, 0))
             yield
         finally:
             os.close(fd)

@@ -102,8 +102,10 @@ class Uses:
         )
 
     def on(self, target: str) -> list[Use]:
-        """Return the living uses with *target* as their place, the newest last."""
-        return self._living(_SELECT + " WHERE target = ? ORDER BY id", (target,))
+        """Return the living uses that see *target* as we do as their place, the newest last."""
+        here = registry.namespace("mnt")
+        found = self._living(_SELECT + " WHERE target = ? ORDER BY id", (target,))
+        return [use for use in found if use.mount_namespace == here]
 
     def all(self) -> list[Use]:
         """Return all living uses."""
@@ -114,14 +116,23 @@ class Uses:
         self.all()
 
     def _living(self, query: str, parameters: tuple[str, ...]) -> list[Use]:
-        found = [_use(row) for row in self._database.rows(query, parameters)]
-        if not found:
-            return []
-        targets = {os.fsdecode(entry.target) for entry in mounting.mounts()}
-        living = [use for use in found if _lives(use, targets)]
-        for dead in set(found) - set(living):
-            self.remove(dead.id)
-        return living
+        while True:
+            found = [_use(row) for row in self._database.rows(query, parameters)]
+            if not found:
+                return []
+            targets = {os.fsdecode(entry.target) for entry in mounting.mounts()}
+            living = [use for use in found if _lives(use, targets)]
+            # One that was changed while we looked is none that we know to be dead: look again.
+            if all(self._forget(dead) for dead in set(found) - set(living)):
+                return living
+
+    def _forget(self, use: Use) -> bool:
+        """Forget *use*; say whether it was still what it says."""
+        with self._database.write():
+            done = self._database.run(
+                "DELETE FROM uses WHERE id = ? AND pid IS ?", (use.id, use.pid)
+            )
+        return done.rowcount > 0
 
 
 def _use(row: tuple[Any, ...]) -> Use:
@@ -133,8 +144,10 @@ def _lives(use: Use, targets: set[str]) -> bool:
     if use.boot != _boot():
         return False
     if use.pid is not None:
-        elsewhere = use.pid_namespace != registry.namespace("pid")
-        return elsewhere or registry.start_time(use.pid) == use.start_time
+        if use.pid_namespace != registry.namespace("pid"):
+            return True
+        # One that had ended before it was written down has no time.
+        return use.start_time is not None and registry.start_time(use.pid) == use.start_time
     # What is mounted in another namespace we cannot see.
     elsewhere = use.mount_namespace != registry.namespace("mnt")
     return not use.target or elsewhere or use.target in targets

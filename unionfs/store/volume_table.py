@@ -29,6 +29,11 @@ class VolumeTable:
             raise NotFoundError(f"get {name}: no such volume")
         return _volume(rows[0])
 
+    def has_data(self, driver: str, data: str) -> bool:
+        """Say whether the snapshot *data* of *driver* has the files of a volume."""
+        query = "SELECT 1 FROM volumes WHERE driver = ? AND data = ?"
+        return bool(self._database.rows(query, (driver, data)))
+
     def insert(self, volume: Volume) -> None:
         """Add *volume*, whose name is free."""
         self._change(

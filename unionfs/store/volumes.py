@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from unionfs import registry
 from unionfs.driver.api import Mount
 from unionfs.driver.attach import attach
 from unionfs.errors import (
@@ -194,7 +193,8 @@ class Volumes:
     def making(self, volume: Volume, parent: str = "") -> Iterator[str]:
         """Make a snapshot that is to have the files of *volume*, on top of *parent*; give its key.
 
-        It is this process's own until the end of the block. If that raises, it is removed.
+        It is this process's own until the end of the block. If that raises, it is removed,
+        unless it has become a volume's by then.
         """
         driver = self.store.driver_called(volume.driver)
         with self.naming(volume) as key:
@@ -204,8 +204,9 @@ class Volumes:
             try:
                 yield key
             except BaseException:
-                with contextlib.suppress(StoreError):
-                    driver.remove(key)
+                if not self._table.has_data(volume.driver, key):
+                    with contextlib.suppress(StoreError):
+                        driver.remove(key)
                 raise
 
     @contextlib.contextmanager
@@ -300,7 +301,11 @@ class Volumes:
                 bind = "rbind" if "rbind" in volume.options.get("o", "").split(",") else "bind"
                 _bind(path, place, (bind, *extra))
                 if pid is None:
-                    self._uses.outlive(number)
+                    try:
+                        self._uses.outlive(number)
+                    except BaseException:
+                        mounting.unmount(os.fsencode(place))  # nobody would know of it
+                        raise
 
     @contextlib.contextmanager
     def _used(
@@ -324,12 +329,7 @@ class Volumes:
         Raises `NotFoundError` where no volume of this store is mounted, `MountError`.
         """
         place = os.path.realpath(target)
-        here = registry.namespace("mnt")
-        found = [
-            use
-            for use in self._uses.on(place)
-            if use.subject.kind == "volume" and use.mount_namespace == here
-        ]
+        found = [use for use in self._uses.on(place) if use.subject.kind == "volume"]
         if not found or mounting.mount_at(os.fsencode(place)) is None:
             raise NotFoundError(f"{target}: no volume of {self.store.root} is mounted here")
         use = found[-1]

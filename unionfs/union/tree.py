@@ -288,7 +288,7 @@ class MergedTree:
     def _open_readable(self, node: Node) -> tuple[int, bool]:
         """Open what *node* shows; say whether for reading, or O_PATH."""
         if node.kind == stat.S_IFREG:
-            with suppress(PermissionError):
+            with suppress(PermissionError, BlockingIOError):  # EAGAIN: somebody has a lease
                 return self.open_object(node, os.O_RDONLY | os.O_NONBLOCK), True
         return self.open_object(node), False
 

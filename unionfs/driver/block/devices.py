@@ -318,7 +318,7 @@ class Devices:
                 self._database.run("DELETE FROM devices WHERE id = ?", (number,))
 
     def cleanup(self) -> list[int]:
-        """Discard the devices whose maker was killed; return their numbers."""
+        """Discard the devices whose maker was killed, or that have no row; return their numbers."""
         gone = []
         left = self._database.rows(
             "SELECT id FROM devices WHERE base IS NULL AND state IN (?, ?)",
@@ -328,6 +328,13 @@ class Devices:
             with self.hold(number):  # its maker may be at it
                 if self._state(number) in {State.CREATING, State.DISCARDING}:
                     self.discard(number)
+                    gone.append(number)
+        known = {row[0] for row in self._database.rows("SELECT id FROM devices")}
+        for number in self._engine.leftovers(known):
+            with self.hold(number):
+                if self._state(number) is None:  # one that was made just now has a row
+                    self._engine.detach(number, force=True)
+                    self._engine.discard(number)
                     gone.append(number)
         return gone
 

@@ -130,9 +130,10 @@ def stop(run: str, *, force: bool = False) -> None:
             _end(_pid(run))
         elif tag:
             _end_unborn(run)
+    export = os.fsencode(os.path.join(run, "export"))
+    if mounting.mount_at(export) is not None:  # whose process may be dead: it cannot be asked
+        mounting.unmount(export, lazy=True)
     with contextlib.suppress(FileNotFoundError):
-        if os.path.ismount(os.path.join(run, "export")):
-            mounting.unmount(os.fsencode(os.path.join(run, "export")), lazy=True)
         shutil.rmtree(run)
 
 

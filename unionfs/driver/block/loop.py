@@ -66,11 +66,16 @@ def attach(file: int, tag: str, announce: Callable[[str], None]) -> str:
 
 
 def tag_of(path: str) -> str | None:
-    """Return the tag of the loop device *path*, ``None`` where it has no file, or `GONE`."""
+    """Return the tag of the loop device *path*, ``None`` where it has no file, or `GONE`.
+
+    Raises ``OSError`` where that cannot be told: what lives must not be taken for dead.
+    """
     try:
         device = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+            return None
+        raise
     try:
         buffer = bytearray(_INFO.size)
         fcntl.ioctl(device, _GET_STATUS, buffer)
