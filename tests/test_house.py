@@ -38,13 +38,15 @@ MAY_IMPORT = {
     # A driver mounts nothing for its users; what it does with layers it does as a user would.
     "driver": {
         *("database", "driver", "errors", "fuse.mounting", "layer", "mount", "namespace"),
-        *("options", "optstring", "registry", "sizes", "union.changes", "unmount"),
+        *("options", "optstring", "registry", "reserve", "sizes", "union.changes"),
+        "unmount",
     },
     "store": {
         *("database", "driver", "errors", "fuse.mounting", "layer", "mount", "namespace"),
         *("options", "optstring", "registry", "sizes", "store", "union.changes", "union.merge"),
     },
-    "database": {"errors"},
+    "database": {"errors", "reserve"},
+    "reserve": set(),
     "sizes": set(),
     "container": {
         *("container", "driver", "errors", "fuse.mounting", "layer", "namespace", "registry"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from unionfs.errors import FailedPreconditionError, FaultyError, StoreError, UnsupportedError
+from unionfs.reserve import Reserve
 
 #: Seconds to wait for another process's transaction.
 _PATIENCE: Final = 60.0
@@ -34,12 +36,18 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._reserve = Reserve(f"{path}-reserve")
+        if self._reserve.is_needed():
+            self._reserve.give_up()
         try:
             # Autocommit: transactions begin and end where we say so.
             self._connection = sqlite3.connect(
                 path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
             self._open(application, migrations)
+        except sqlite3.OperationalError as error:
+            self.close()
+            raise self._explained(error) from error
         except sqlite3.Error as error:
             self.close()
             raise UnsupportedError(f"{path}: {error}") from error
@@ -50,7 +58,8 @@ class Database:
     def _open(self, application: int, migrations: Sequence[str]) -> None:
         """Bring the schema up to date; a database that is not ours, or newer, stays untouched."""
         version = self._checked_version(application, len(migrations))
-        if self._pragma("journal_mode = WAL") != "wal":
+        mode = self._journal_mode()
+        if self._pragma(f"journal_mode = {mode}") != mode:
             raise UnsupportedError(
                 f"{self._path}: SQLite has no write-ahead log on this file system; choose"
                 " a local one with --root"
@@ -66,6 +75,15 @@ class Database:
                         self.run(statement)
                 self._pragma(f"user_version = {len(migrations)}")
                 self._pragma(f"application_id = {application}")
+
+    def _journal_mode(self) -> str:
+        """Return ``wal``, but where blocks are smaller than pages.
+
+        SQLite maps a part of the log into memory, and the kernel kills a process (SIGBUS) that
+        writes to a page whose other blocks a full disk has no room for.
+        """
+        block = os.statvfs(os.path.dirname(self._path) or ".").f_bsize
+        return "wal" if block >= mmap.PAGESIZE else "truncate"
 
     def _checked_version(self, application: int, newest: int) -> int:
         """Return the version of the schema, which is ours and not too new."""
@@ -126,7 +144,9 @@ class Database:
 
     def _explained(self, error: sqlite3.OperationalError) -> Exception:
         name = getattr(error, "sqlite_errorname", "")
-        if name.startswith("SQLITE_FULL"):
+        full = name.startswith("SQLITE_IOERR") and self._reserve.is_needed()
+        if full or name.startswith("SQLITE_FULL"):
+            self._reserve.give_up()  # for the next one, which may be about to free some
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         if name.startswith("SQLITE_BUSY"):
             return FailedPreconditionError(
@@ -142,3 +162,4 @@ class Database:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+                self._reserve.fill()

@@ -190,6 +190,51 @@ def test_what_is_no_store(command: Command, run: Run, refused: Callable[..., str
     assert refused("ls") == f"{store}/store.db: not a database of this program's"
 
 
+@pytest.mark.parametrize("name", ["store.db", "overlay/metadata.db"])
+@pytest.mark.parametrize("emptied", [False, True], ids=["gone", "empty"])
+def test_a_lost_database_makes_no_garbage_of_the_data(
+    command: Command, run: Run, refused: Callable[..., str], name: str, emptied: bool
+) -> None:
+    run("prepare", "key")
+    run("mount", "key", "m")
+    (command.target / "file").write_text("precious")
+    run("umount", "m")
+    for path in (command.base / "store").glob(f"{name}*"):
+        path.unlink()
+    path = command.base / "store" / name
+    if emptied:
+        path.touch()
+    for verb in ("ls", "cleanup"):
+        assert refused(verb).startswith(f"{path}: is gone")
+    (data,) = (command.base / "store/overlay/snapshots").glob("*/fs/file")
+    assert data.read_text() == "precious"
+
+
+@pytest.mark.parametrize("block", ["1024", "4096"])
+def test_a_full_disk_can_be_emptied(
+    command: Command, run: Run, refused: Callable[..., str], block: str
+) -> None:
+    disk = command.base / "disk"
+    disk.mkdir()
+    image = command.base / "image"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", block, str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(disk)], check=True)
+    root = ["--root", str(disk / "store")]
+    run("prepare", "a", *root)
+    run("commit", "base", "a", *root)
+    run("prepare", "key", "base", *root)
+    run("mount", "key", "m", *root)
+    filling = ["dd", "if=/dev/zero", f"of={command.target}/fill", "bs=4k"]
+    assert b"No space" in subprocess.run(filling, capture_output=True, check=False).stderr
+    for _ in range(2):
+        assert "key" in run("ls", *root).stdout
+    run("umount", "m", *root)
+    run("rm", "key", *root)
+    run("prepare", "again", "base", *root)
+
+
 def test_a_broken_store(command: Command, run: Run, refused: Callable[..., str]) -> None:
     run("prepare", "key")
     path = command.base / "store/overlay/metadata.db"

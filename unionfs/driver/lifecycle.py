@@ -25,6 +25,7 @@ from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
 from unionfs.driver.usage import disk_usage, mounted_from
 from unionfs.errors import (
     FailedPreconditionError,
+    FaultyError,
     InvalidArgumentError,
     NotFoundError,
     UnsupportedError,
@@ -97,6 +98,7 @@ class SnapshotDriver(Driver):
             raise UnsupportedError(f"the driver {cls.name} needs root; the overlay driver does not")
         os.makedirs(home, mode=0o711, exist_ok=True)
         os.makedirs(os.path.join(home, "snapshots"), mode=0o711, exist_ok=True)
+        _require_metadata(home)
         metadata = Metadata(os.path.join(home, "metadata.db"), cls.schema)
         try:
             return cls.configure(os.path.realpath(home), metadata, options)
@@ -301,6 +303,18 @@ class SnapshotDriver(Driver):
         finally:
             os.close(fd)
         return True
+
+
+def _require_metadata(home: str) -> None:
+    """Raise `FaultyError` if there are data, and nothing says whose: they are no garbage."""
+    path = os.path.join(home, "metadata.db")
+    # In this order: whoever makes the first snapshot has made the database before.
+    has_data = any(name.isdigit() for name in os.listdir(os.path.join(home, "snapshots")))
+    if has_data and not (os.path.exists(path) and os.path.getsize(path)):
+        raise FaultyError(
+            f"{path}: is gone, and there are snapshots in {home}/snapshots; restore it from a"
+            " backup, or move them away"
+        )
 
 
 def _unlikely() -> str:

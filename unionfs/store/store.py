@@ -17,11 +17,20 @@ from typing import Final, Self
 from unionfs.database import Database
 from unionfs.driver import registry
 from unionfs.driver.api import Driver, Info, Kind
-from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, UnsupportedError
+from unionfs.errors import (
+    FailedPreconditionError,
+    FaultyError,
+    MountError,
+    NotFoundError,
+    UnsupportedError,
+)
 from unionfs.store import schema
 from unionfs.store.uses import Subject, Use, Uses
 
 DEFAULT_DRIVER: Final = "overlay"
+
+#: What a store has once images, volumes or mounts were in it.
+_TRACES: Final = frozenset({"lock", "images.lock", "framing", "volumes", "containers"})
 
 #: The label of views that a process looks through for a while.
 _LOOKING: Final = "unionfs.looking"
@@ -57,6 +66,7 @@ class Store:
         """
         found = registry.driver_class(driver)
         _make_root(root)
+        _require_database(root)
         database = Database(os.path.join(root, "store.db"), schema.APPLICATION, schema.MIGRATIONS)
         try:
             opened = found.open(os.path.join(root, driver), options)
@@ -232,6 +242,17 @@ class Store:
             yield
         finally:
             os.close(fd)
+
+
+def _require_database(root: str) -> None:
+    """Raise `FaultyError` if this was a store, and nothing says what of it is whose."""
+    path = os.path.join(root, "store.db")
+    # In this order: whoever makes one of these has made the database before.
+    was_used = not _TRACES.isdisjoint(os.listdir(root))
+    if was_used and not (os.path.exists(path) and os.path.getsize(path)):
+        raise FaultyError(
+            f"{path}: is gone, and this was a store; restore it from a backup, or move {root} away"
+        )
 
 
 def _make_root(root: str) -> None:

@@ -5,5 +5,4 @@
 - `engine`: what makes devices, the operations that every engine has;
 - `qcow2`: the engine of qcow2 images, with `export`, a process that serves one, and `loop`;
 - `filesystem`, `blockdev`: ext4 and xfs, made, mounted, grown, frozen;
-- `reserve`: room for the metadata on a full disk.
 """

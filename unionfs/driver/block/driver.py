@@ -17,10 +17,10 @@ from unionfs.driver.block import blockdev, devices, filesystem
 from unionfs.driver.block.devices import Devices
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.qcow2 import Qcow2Engine
-from unionfs.driver.block.reserve import Reserve
 from unionfs.driver.lifecycle import SnapshotDriver
 from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
 from unionfs.errors import FaultyError, InvalidArgumentError, NotFoundError, UsageError
+from unionfs.reserve import Reserve
 
 _ENGINES: Final[dict[str, type[Qcow2Engine]]] = {"qcow2": Qcow2Engine}
 _DEFAULT_SIZE: Final = "10G"
@@ -54,6 +54,7 @@ class BlockDriver(SnapshotDriver):
         self._size = size
         self.devices = Devices(home, metadata, engine, self._kinds)
         self._reserve = Reserve(os.path.join(home, "reserve"))
+        self._reserve.fill()
 
     @classmethod
     def configure(cls, home: str, metadata: Metadata, options: Mapping[str, str]) -> Self:

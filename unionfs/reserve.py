@@ -1,4 +1,4 @@
-"""Room for the metadata on a full disk, so that a snapshot can be removed there."""
+"""Room on a full disk for what gives space back: to list what is there, and to remove it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-#: More than the database writes for one verb.
+#: More than a database writes for one verb.
 _SIZE: Final = 1 << 20
+#: Others need room, too: with less than this the file is not made.
+_PLENTY: Final = 8 * _SIZE
 
 
 class Reserve:
@@ -16,10 +18,10 @@ class Reserve:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._fill()
 
-    def _fill(self) -> None:
-        if os.path.exists(self._path):
+    def fill(self) -> None:
+        """Make the file, if there is room for it."""
+        if os.path.exists(self._path) or self._free() < _PLENTY:
             return
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -29,9 +31,22 @@ class Reserve:
                 os.close(fd)
         except OSError:
             # There is no room: it is the same as one that was given up.
-            self._give_up()
+            self.give_up()
 
-    def _give_up(self) -> bool:
+    def _free(self) -> int:
+        """Return the bytes that are free where the file is to be."""
+        try:
+            status = os.statvfs(os.path.dirname(self._path) or ".")
+        except OSError:
+            return 0
+        return status.f_bavail * status.f_frsize
+
+    def is_needed(self) -> bool:
+        """Say whether there is less room than a verb may take."""
+        return self._free() < _SIZE // 2
+
+    def give_up(self) -> bool:
+        """Remove the file; say whether it was there."""
         try:
             os.unlink(self._path)
         except OSError:
@@ -43,7 +58,7 @@ class Reserve:
         try:
             verb()
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._give_up():
+            if error.errno != errno.ENOSPC or not self.give_up():
                 raise
             verb()
-        self._fill()
+        self.fill()
