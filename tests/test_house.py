@@ -31,7 +31,7 @@ MAY_IMPORT = {
     # Process 1 of a container can read no file of ours any more: it works with what it has.
     "container.init": {"container", "errors"},
     "container.rootfs": {"container.spec", "layer.syscalls"},
-    "container.identity": set(),
+    "container.identity": {"layer.syscalls"},
     "container.terminal": set(),
     "container.spec": {"errors", "sizes"},
     "container.users": {"errors", "layer.syscalls"},
