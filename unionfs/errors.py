@@ -4,7 +4,7 @@
     ├── UsageError        1   a bad option or a wrong invocation
     ├── LayerError        32  a layer that cannot be used
     ├── MountError        32  the mount itself failed
-    ├── CommandError      125 to 127: what `unionfs run` could not run
+    ├── CommandError      125 or more: what `unionfs run` could not run
     └── StoreError        1   a snapshot, an image or a volume
         ├── NotFoundError             there is none of that name
         ├── AlreadyExistsError        the name is taken

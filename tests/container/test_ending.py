@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -169,6 +170,50 @@ def test_interrupted_while_it_starts(runner: Runner, delay: float) -> None:
     runner.wait_until_gone()
     runner.run("--rm", "--name", "victim", "base", "true")
     assert runner.snapshots() == ["base"]
+
+
+#: Has the first process wait where it looks for the user, for ever.
+_HANG = """
+import os, time
+import unionfs.container.init
+def identify(text):
+    os.write(1, b"waiting\\n")
+    time.sleep(1000)
+unionfs.container.init.identify = identify
+"""
+
+
+def start_hanging(runner: Runner, *options: str) -> subprocess.Popen[str]:
+    """Start ``victim``, which comes no further than to its first process."""
+    (runner.base / "sitecustomize.py").write_text(_HANG)
+    path = f"{runner.base}:{runner.surroundings()['PYTHONPATH']}"
+    arguments = ["--rm", "--name", "victim", *options, "base", "true"]
+    process = runner.start(*arguments, env={"PYTHONPATH": path})
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_start_that_hangs(runner: Runner, number: signal.Signals) -> None:
+    process = start_hanging(runner)
+    process.send_signal(number)
+    said = f"unionfs: {number.name} before the command was started\n"
+    assert process.communicate(timeout=20) == ("", said)
+    assert process.returncode == 128 + number
+    runner.wait_until_gone()
+    assert runner.snapshots() == ["base"]
+    assert runner.containers() == []
+
+
+def test_nothing_is_left_of_a_start_that_hangs_when_its_runner_is_killed(runner: Runner) -> None:
+    process = start_hanging(runner)
+    process.kill()
+    process.wait()
+    runner.wait_until_gone()
+    runner.run("--rm", "--name", "victim", "base", "true")
+    assert runner.snapshots() == ["base"]
+    assert runner.containers() == []
 
 
 def test_many_at_once(runner: Runner) -> None:

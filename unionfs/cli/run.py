@@ -13,7 +13,7 @@ from unionfs.cli.arguments import Arguments, scan
 from unionfs.cli.mount_command import asked_text
 from unionfs.cli.output import complain
 from unionfs.cli.store_arguments import chosen_root, grammar, open_store
-from unionfs.container.init import FAILED, NOT_EXECUTABLE, NOT_FOUND
+from unionfs.container.init import FAILED
 from unionfs.container.records import Record
 from unionfs.container.run import Streams
 from unionfs.container.run import run as run_container
@@ -47,13 +47,12 @@ _GRAMMAR: Final = grammar(
         "user": "u",
     },
 )
-_OWN_STATUSES: Final = (FAILED, NOT_EXECUTABLE, NOT_FOUND)
 #: HOST_NAME_MAX of the kernel.
 _HOSTNAME_LIMIT: Final = 64
 
 
 def run(argv: list[str]) -> int:
-    """Run what *argv* says, and return the exit status of the command, or 125 to 127."""
+    """Run what *argv* says, and return the exit status of the command, or of its failed start."""
     try:
         arguments = scan(argv, _GRAMMAR, leading=True)
         if (text := asked_text(arguments, usage.RUN)) is not None:
@@ -64,7 +63,7 @@ def run(argv: list[str]) -> int:
     except (UnionError, OSError) as error:
         status, line = exit_status(error)
         complain([line])
-        return status if status in _OWN_STATUSES else FAILED
+        return max(status, FAILED)
 
 
 def _run(arguments: Arguments) -> int:

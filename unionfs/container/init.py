@@ -3,7 +3,8 @@
 It is a fork of this program and goes on without another one, so nothing is imported here
 once it is in the container, whose files are somebody else's. Its exit status is the command's,
 or 128 and the signal that ended it. What goes on before the command runs it tells through the
-*control* socket, and the end of that socket is its own: who started it is gone then.
+*control* socket, and the end of that socket is its own: who started it is gone then. Until it
+can look at that, the kernel kills it when who started it is killed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Spec, Tmpfs
 from unionfs.container.terminal import Settings
 from unionfs.errors import exit_status
+from unionfs.layer import syscalls
 
 #: Exit statuses as Docker has them: of our own failures, and of commands that cannot be run.
 FAILED: Final = 125
@@ -83,6 +85,7 @@ def be_first(plan: Plan, control: socket.socket) -> NoReturn:
         os.setsid()
         os.umask(0o022)
         _keep_only(plan, control)
+        _end_with_starter(control)
         status = _run(plan, control)
     except _FailureError as error:
         status = error.status
@@ -114,6 +117,17 @@ def _keep_only(plan: Plan, control: socket.socket) -> None:
                 os.close(int(name))
 
 
+def _end_with_starter(control: socket.socket) -> None:
+    """Wait until who started us is our parent, and from then on be killed when he is."""
+    if not control.recv(1):
+        os._exit(FAILED)
+    syscalls.die_with_parent(signal.SIGKILL)
+    # He may have been killed just before.
+    with contextlib.suppress(BlockingIOError):
+        if not control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            os._exit(FAILED)
+
+
 def _run(plan: Plan, control: socket.socket) -> int:
     socket.sethostname(plan.spec.hostname)
     rootfs.enter(plan.root, plan.places, terminal=plan.spec.terminal)
@@ -131,6 +145,8 @@ def _run(plan: Plan, control: socket.socket) -> int:
     if plan.spec.read_only:
         rootfs.make_read_only()
     wake = _listen()
+    # Before it can be heard of in any other way: signals are the command's now.
+    _tell(control, starting=True)
     command = _start(plan.spec, who, streams)
     caller = plan.caller
     if caller is not None:
@@ -140,6 +156,8 @@ def _run(plan: Plan, control: socket.socket) -> int:
     for number in (0, 1, 2):
         os.dup2(null, number)
     _tell(control, started=True)
+    # The end of the socket is enough now, and the caller's terminal is to be put right.
+    syscalls.die_with_parent(0)
     return _Loop(command, wake, control, caller).run()
 
 

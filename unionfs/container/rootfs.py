@@ -150,4 +150,5 @@ def _graft(place: Grafted) -> None:
 
 
 def _make_file(path: str) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    # Nothing that is there is opened: that of a FIFO would wait for ever.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))

@@ -79,6 +79,7 @@ _OPEN_TREE_CLONE: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _AT_RECURSIVE: Final = 0x8000
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _FICLONE: Final = 0x40049409
 #: Requests for a file system's UUID: number, what to ask with, where the answer stands.
@@ -213,6 +214,11 @@ def setns(namespace_fd: int, kind: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ended (PR_SET_CHILD_SUBREAPER(2))."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def die_with_parent(number: int) -> None:
+    """Have *number* sent to this process when its parent ends; 0 is none (PR_SET_PDEATHSIG(2))."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
 
 
 def name_to_handle(dirfd: int, name: bytes) -> tuple[int, bytes]:
