@@ -234,3 +234,23 @@ def test_ordinary_users_have_their_own(
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/user")
     assert default_root() == "/home/user/.local/share/unionfs"
+
+
+@pytest.mark.parametrize("noun", ["snapshot", "volume"])
+@pytest.mark.parametrize("target", ["/", "m/..", "store", "store/overlay", "link"])
+def test_no_mount_covers_everything_or_the_store(command: Command, noun: str, target: str) -> None:
+    (command.base / "link").symlink_to("store/overlay")
+    environment = {"UNIONFS_ROOT": str(command.base / "store")}
+    make = {"snapshot": "prepare", "volume": "create"}[noun]
+    command.run(noun, make, "key", env=environment)
+    # Were it not refused, nothing would be mounted or unmounted even so.
+    patch = (
+        "import unionfs.driver.attach as attach, unionfs.fuse.mounting as mounting\n"
+        "def never(*_, **__): raise AssertionError\n"
+        "attach.attach = attach.detach = mounting.unmount = never"
+    )
+    for words in (["mount", "key"], ["umount"]):
+        done = command.run(noun, *words, target, env=environment, patch=patch, status=32)
+        assert re.fullmatch(
+            rf"unionfs: {re.escape(target)}: .*; choose another directory\n", done.stderr
+        )
