@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 
 from tests import system
 from tests.cli.conftest import Command
+from tests.ordinary import as_user
+from unionfs.errors import UnsupportedError
+from unionfs.store.store import Store
 
 pytestmark = pytest.mark.needs_root
 
@@ -208,6 +212,36 @@ def test_a_file_system_without_xattrs(command: Command, refused: Callable[..., s
     told = refused("ls", "--root", str(place / "store"))
     assert "keeps no extended attributes" in told
     assert "--root" in told
+
+
+def test_a_store_on_a_read_only_file_system(command: Command, refused: Callable[..., str]) -> None:
+    place = command.base / "disk"
+    place.mkdir()
+    system.mount("none", place, "tmpfs")
+    store = place / "store"
+    command.run("snapshot", "prepare", "key", "--root", str(store))
+    system.mount(None, place, None, system.MS_REMOUNT | system.MS_RDONLY)
+    for verb in (["ls"], ["prepare", "other"]):
+        told = refused(*verb, "--root", str(store))
+        assert told.startswith(f"{store}/store.db: Read-only file system")
+    told = refused("ls", "--root", str(place / "other"))
+    assert told.startswith(f"{place}/other: Read-only file system")
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_store_of_another_user(command: Command, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        store = Path(place, "store")
+        command.run("snapshot", "prepare", "key", "--root", str(store))
+        store.chmod(mode)
+
+        def told() -> str:
+            with pytest.raises(UnsupportedError) as caught:
+                Store.open(str(store), "overlay", {})
+            return str(caught.value)
+
+        assert as_user(told).startswith(f"{store}/store.db: Permission denied; ")
 
 
 def test_a_killed_holder_is_forgotten(command: Command, run: Run) -> None:

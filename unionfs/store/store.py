@@ -7,6 +7,7 @@ was ever used here. Any number of processes use a store at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -251,7 +252,9 @@ class Store:
 def _make_root(root: str) -> None:
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise UnsupportedError(
             f"{root}: {error.strerror}; choose another directory with --root"
         ) from error
