@@ -17,7 +17,7 @@ from unionfs.cli.output import complain, print_table, printable
 from unionfs.cli.progress import ProgressLine
 from unionfs.cli.store_arguments import grammar, print_json
 from unionfs.cli.verbs import Verb, run_verb
-from unionfs.errors import ArchiveError, UsageError
+from unionfs.errors import ArchiveError, InvalidArgumentError, UsageError
 from unionfs.sizes import readable
 from unionfs.store import reference
 from unionfs.store.export import FORMATS, export
@@ -74,7 +74,11 @@ def _named(
     if name is None:
         for packed in found:
             for one in packed.names or [_name_from(path)]:
-                yield packed, one
+                try:
+                    good = reference.canonical(one)
+                except InvalidArgumentError as error:
+                    raise InvalidArgumentError(f"{path}: {error}; give a NAME") from error
+                yield packed, good
         return
     if len(found) == 1:
         yield found[0], name
