@@ -209,7 +209,7 @@ def test_a_file_system_without_xattrs(command: Command, refused: Callable[..., s
     place = command.base / "fat"
     place.mkdir()
     system.mount("none", place, "ramfs")
-    told = refused("ls", "--root", str(place / "store"))
+    told = refused("prepare", "key", "--root", str(place / "store"))
     assert "keeps no extended attributes" in told
     assert "--root" in told
 
@@ -224,8 +224,21 @@ def test_a_store_on_a_read_only_file_system(command: Command, refused: Callable[
     for verb in (["ls"], ["prepare", "other"]):
         told = refused(*verb, "--root", str(store))
         assert told.startswith(f"{store}/store.db: Read-only file system")
-    told = refused("ls", "--root", str(place / "other"))
+    told = refused("prepare", "key", "--root", str(place / "other"))
     assert told.startswith(f"{place}/other: Read-only file system")
+
+
+@pytest.mark.parametrize(
+    "verb", [["snapshot", "ls"], ["volume", "prune", "-f"], ["image", "rm", "app"]]
+)
+def test_a_mistyped_root_does_not_become_a_store(command: Command, verb: list[str]) -> None:
+    for place in ("nowhere", "l1", "l1/file"):
+        done = command.run(*verb, "--root", place, status=1)
+        assert done.stderr == f"unionfs: {place}: no store is here\n"
+    assert not (command.base / "nowhere").exists()
+    assert os.listdir(command.base / "l1") == ["file"]
+    command.run("volume", "create", "--root", "nowhere")
+    command.run("snapshot", "ls", "--root", "nowhere")
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755])

@@ -211,7 +211,7 @@ def _as_json(image: Image, *, whole: bool = False) -> dict[str, Any]:
 
 #: Each verb with what it takes; in the order that --help tells them.
 VERBS: Final[dict[str, Verb]] = {
-    "import": Verb(_import, _QUIET, 1, 2, as_owner=True),
+    "import": Verb(_import, _QUIET, 1, 2, as_owner=True, founds=True),
     "export": Verb(_export, _EXPORTING, 2, 2, as_owner=True),
     "ls": Verb(_list, _QUIET, 0, 0),
     "rm": Verb(_remove, _PLAIN, 1, -1, as_owner=True),

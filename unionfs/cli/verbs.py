@@ -29,6 +29,8 @@ class Verb(NamedTuple):
     most: int
     as_owner: bool = False
     """Whether it reads or changes files of whatever owner; see `open_store`."""
+    founds: bool = False
+    """Whether it can be the first in a store; see `open_store`."""
 
 
 def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list[str]) -> int:
@@ -51,7 +53,7 @@ def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list
         # Who has it ignored, as nohup(1), has it ignored.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
-    with open_store(arguments, as_owner=verb.as_owner) as store:
+    with open_store(arguments, as_owner=verb.as_owner, founds=verb.founds) as store:
         return verb.run(store, arguments) or 0
 
 
