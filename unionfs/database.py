@@ -153,8 +153,18 @@ class Database:
                 f"{self._path}: another process has held it for {_PATIENCE:.0f} seconds"
             )
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR")):
-            return UnsupportedError(f"{self._path}: {error}")
+            return UnsupportedError(f"{self._path}: {self._obstacle() or error}")
         return error
+
+    def _obstacle(self) -> str | None:
+        """Return why this process cannot write the file, where SQLite says only that it cannot."""
+        directory = os.path.dirname(self._path)
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            return f"{os.strerror(errno.EROFS)}; a store is written to, even to be read"
+        mine = os.access(directory, os.W_OK | os.X_OK) and (
+            not os.path.exists(self._path) or os.access(self._path, os.R_OK | os.W_OK)
+        )
+        return None if mine else f"{os.strerror(errno.EACCES)}; choose a store with --root"
 
     def close(self) -> None:
         """Close the connection; twice is fine."""

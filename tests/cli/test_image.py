@@ -130,6 +130,15 @@ def test_what_is_refused_is_told_in_one_line(
         "evil.tar: member ../../etc/passwd: ../../etc/passwd leads out of the tree"
     )
     assert refused("import", "nowhere") == "nowhere: no such file or directory"
+    (command.base / "..tar").write_bytes(archive(member("file")))
+    assert refused("import", "..tar").endswith("/..tar: gives the image no name; give a NAME")
+    (command.base / "..tar").unlink()
+    bundles.write_tar(command.base / "Big.TAR", bundles.docker_files("Big"))
+    assert refused("import", "Big.TAR").endswith("; give a NAME")
+    bundles.write_tar(command.base / "Big.TAR", bundles.docker_files())
+    assert run("image", "import", "Big.TAR").stdout == "big:latest\n"
+    run("image", "rm", "big")
+    (command.base / "Big.TAR").unlink()
     assert "no name for an image" in refused("import", "app.tar", "Not A Name")
     assert refused("export", "nowhere", "out") == "nowhere: neither an image nor a snapshot"
     assert "it is oci-archive or docker-archive" in refused(

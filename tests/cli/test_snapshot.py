@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 
 from tests import system
 from tests.cli.conftest import Command
+from tests.ordinary import as_user
+from unionfs.errors import UnsupportedError
+from unionfs.store.store import Store
 
 pytestmark = pytest.mark.needs_root
 
@@ -250,9 +254,52 @@ def test_a_file_system_without_xattrs(command: Command, refused: Callable[..., s
     place = command.base / "fat"
     place.mkdir()
     system.mount("none", place, "ramfs")
-    told = refused("ls", "--root", str(place / "store"))
+    told = refused("prepare", "key", "--root", str(place / "store"))
     assert "keeps no extended attributes" in told
     assert "--root" in told
+
+
+def test_a_store_on_a_read_only_file_system(command: Command, refused: Callable[..., str]) -> None:
+    place = command.base / "disk"
+    place.mkdir()
+    system.mount("none", place, "tmpfs")
+    store = place / "store"
+    command.run("snapshot", "prepare", "key", "--root", str(store))
+    system.mount(None, place, None, system.MS_REMOUNT | system.MS_RDONLY)
+    for verb in (["ls"], ["prepare", "other"]):
+        told = refused(*verb, "--root", str(store))
+        assert told.startswith(f"{store}/store.db: Read-only file system")
+    told = refused("prepare", "key", "--root", str(place / "other"))
+    assert told.startswith(f"{place}/other: Read-only file system")
+
+
+@pytest.mark.parametrize(
+    "verb", [["snapshot", "ls"], ["volume", "prune", "-f"], ["image", "rm", "app"]]
+)
+def test_a_mistyped_root_does_not_become_a_store(command: Command, verb: list[str]) -> None:
+    for place in ("nowhere", "l1", "l1/file"):
+        done = command.run(*verb, "--root", place, status=1)
+        assert done.stderr == f"unionfs: {place}: no store is here\n"
+    assert not (command.base / "nowhere").exists()
+    assert os.listdir(command.base / "l1") == ["file"]
+    command.run("volume", "create", "--root", "nowhere")
+    command.run("snapshot", "ls", "--root", "nowhere")
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_store_of_another_user(command: Command, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        store = Path(place, "store")
+        command.run("snapshot", "prepare", "key", "--root", str(store))
+        store.chmod(mode)
+
+        def told() -> str:
+            with pytest.raises(UnsupportedError) as caught:
+                Store.open(str(store), "overlay", {})
+            return str(caught.value)
+
+        assert as_user(told).startswith(f"{store}/store.db: Permission denied; ")
 
 
 def test_a_killed_holder_is_forgotten(command: Command, run: Run) -> None:
@@ -279,3 +326,23 @@ def test_ordinary_users_have_their_own(
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/user")
     assert default_root() == "/home/user/.local/share/unionfs"
+
+
+@pytest.mark.parametrize("noun", ["snapshot", "volume"])
+@pytest.mark.parametrize("target", ["/", "m/..", "store", "store/overlay", "link"])
+def test_no_mount_covers_everything_or_the_store(command: Command, noun: str, target: str) -> None:
+    (command.base / "link").symlink_to("store/overlay")
+    environment = {"UNIONFS_ROOT": str(command.base / "store")}
+    make = {"snapshot": "prepare", "volume": "create"}[noun]
+    command.run(noun, make, "key", env=environment)
+    # Were it not refused, nothing would be mounted or unmounted even so.
+    patch = (
+        "import unionfs.driver.attach as attach, unionfs.fuse.mounting as mounting\n"
+        "def never(*_, **__): raise AssertionError\n"
+        "attach.attach = attach.detach = mounting.unmount = never"
+    )
+    for words in (["mount", "key"], ["umount"]):
+        done = command.run(noun, *words, target, env=environment, patch=patch, status=32)
+        assert re.fullmatch(
+            rf"unionfs: {re.escape(target)}: .*; choose another directory\n", done.stderr
+        )

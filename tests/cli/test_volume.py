@@ -306,6 +306,53 @@ def test_a_backup_that_fails_leaves_the_last_one(command: Command, run: Run) -> 
     assert sorted(name for name in os.listdir(command.base) if "backup" in name) == ["backup.tar"]
 
 
+@pytest.mark.parametrize("nameless", [True, False])
+@pytest.mark.parametrize(
+    ("number", "status"), [("SIGTERM", 8), ("SIGHUP", 8), ("SIGINT", 8), ("SIGKILL", -9)]
+)
+def test_a_backup_that_is_ended_leaves_the_last_one(
+    command: Command, run: Run, number: str, status: int, *, nameless: bool
+) -> None:
+    run("create", "data")
+    path = command.base / "backup.tar"
+    path.write_text("the last one")
+    patch = (
+        "import os, signal, unionfs.store.backup as backup\n"
+        "def half(_volumes, _name, write, **_):\n"
+        f"    write(b'half'); os.kill(os.getpid(), signal.{number}); write(b'more')\n"
+        "backup.backup = half\n"
+    )
+    if not nameless:
+        patch += f"os.O_TMPFILE = {os.O_CREAT}\n"  # of a directory: EISDIR
+    done = run("backup", "data", str(path), patch=patch, status=status)
+    assert done.stderr == ("unionfs: interrupted\n" if status == 8 else "")
+    assert path.read_text() == "the last one"
+    if nameless or status == 8:
+        found = [name for name in os.listdir(command.base) if "backup" in name]
+        assert found == ["backup.tar"]
+
+
+def test_ended_twice_tidies_up_all_the_same(command: Command, run: Run) -> None:
+    run("create", "data")
+    patch = (
+        "import os, signal, unionfs.store.backup as backup\n"
+        "def half(*_, **__):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally: os.kill(os.getpid(), signal.SIGTERM); print('tidied up')\n"
+        "backup.backup = half\n"
+    )
+    assert run("backup", "data", "backup.tar", patch=patch, status=8).stdout == "tidied up\n"
+
+
+def test_nohup_holds(command: Command, run: Run) -> None:
+    patch = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from unionfs.store.volumes import Volumes\n"
+        "Volumes.all = lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP) or []"
+    )
+    assert run("ls", "-q", patch=patch).stdout == ""
+
+
 def test_one_in_use_is_told_of(command: Command, run: Run) -> None:
     run("create", "data")
     run("mount", "data", "m", "--id", "web")

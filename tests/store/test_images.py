@@ -462,6 +462,10 @@ def _no_json(made: Layout) -> None:
     made.manifests[0]["size"] = "large"
 
 
+def _deep(made: Layout) -> None:
+    made.files["index.json"] = b"[" * 100_000
+
+
 BROKEN = {
     "another layer": (_other_layer, "has the digest"),
     "a longer layer": (_longer_layer, "instead of"),
@@ -474,6 +478,7 @@ BROKEN = {
     "a weak digest": (_weak_digest, "no digest"),
     "a digest that leads out": (_escaping_digest, "no digest"),
     "a size that is none": (_no_json, "without a size"),
+    "a hundred thousand lists": (_deep, "index.json is nested too deeply"),
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from unionfs.errors import UsageError
+
+_NEW: Final = os.O_RDWR | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
@@ -21,17 +23,31 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"{path}: not a regular file; - is standard output")
     directory, base = os.path.split(path)
-    fd, temporary = tempfile.mkstemp(prefix=f".{base}.", dir=directory)
+    temporary = os.path.join(directory, f".{base}.{os.urandom(4).hex()}")
+    fd, is_nameless = _begin(directory, temporary)
     try:
         with os.fdopen(fd, "w+b") as file:
             yield file
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(fd, 0o666 & ~umask)
             file.flush()
             os.fsync(fd)
+            if is_nameless:
+                # A link takes nobody's place. Only with a directory Python follows the first name.
+                os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _begin(directory: str, name: str) -> tuple[int, bool]:
+    """Open a new file, and say whether it has no name: then it goes with us if we are killed.
+
+    It is called *name* where the file system has none without.
+    """
+    try:
+        return os.open(directory, _NEW | os.O_TMPFILE, 0o666), True
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+    return os.open(name, _NEW | os.O_CREAT | os.O_EXCL, 0o666), False

@@ -17,7 +17,7 @@ from unionfs.cli.output import complain, print_table, printable
 from unionfs.cli.progress import ProgressLine
 from unionfs.cli.store_arguments import grammar, print_json
 from unionfs.cli.verbs import Verb, run_verb
-from unionfs.errors import ArchiveError, UsageError
+from unionfs.errors import ArchiveError, InvalidArgumentError, UsageError
 from unionfs.sizes import readable
 from unionfs.store import reference
 from unionfs.store.export import FORMATS, export
@@ -74,7 +74,11 @@ def _named(
     if name is None:
         for packed in found:
             for one in packed.names or [_name_from(path)]:
-                yield packed, one
+                try:
+                    good = reference.canonical(one)
+                except InvalidArgumentError as error:
+                    raise InvalidArgumentError(f"{path}: {error}; give a NAME") from error
+                yield packed, good
         return
     if len(found) == 1:
         yield found[0], name
@@ -207,7 +211,7 @@ def _as_json(image: Image, *, whole: bool = False) -> dict[str, Any]:
 
 #: Each verb with what it takes; in the order that --help tells them.
 VERBS: Final[dict[str, Verb]] = {
-    "import": Verb(_import, _QUIET, 1, 2, as_owner=True),
+    "import": Verb(_import, _QUIET, 1, 2, as_owner=True, founds=True),
     "export": Verb(_export, _EXPORTING, 2, 2, as_owner=True),
     "ls": Verb(_list, _QUIET, 0, 0),
     "rm": Verb(_remove, _PLAIN, 1, -1, as_owner=True),

@@ -185,7 +185,7 @@ def _date(nanoseconds: int) -> str:
 
 #: Each verb with what it takes; in the order that --help tells them.
 VERBS: Final[dict[str, Verb]] = {
-    "prepare": Verb(_prepare, _SIZED, 1, 2),
+    "prepare": Verb(_prepare, _SIZED, 1, 2, founds=True),
     "view": Verb(_view, _LABELLED, 2, 2),
     "commit": Verb(_commit, _LABELLED, 2, 2, as_owner=True),
     "capture": Verb(_capture, _LABELLED, 2, 2, as_owner=True),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from unionfs import sizes
 from unionfs.cli.arguments import Arguments, Grammar
-from unionfs.errors import UnsupportedError, UsageError
+from unionfs.errors import NotFoundError, UnsupportedError, UsageError
 from unionfs.store.store import DEFAULT_DRIVER, Store, default_root
 
 FLAGS: Final = frozenset({"json", "h", "V"})
@@ -33,13 +33,18 @@ def chosen_root(arguments: Arguments) -> str:
 
 
 @contextlib.contextmanager
-def open_store(arguments: Arguments, *, as_owner: bool = False) -> Iterator[Store]:
+def open_store(
+    arguments: Arguments, *, as_owner: bool = False, founds: bool = True
+) -> Iterator[Store]:
     """Open the store that *arguments* and the environment name. Raises `StoreError`.
 
     An ordinary user whose subordinate users have files in it may read and change these only
-    *as_owner*: as root of a user namespace, if he can be that.
+    *as_owner*: as root of a user namespace, if he can be that. A directory that --root names is
+    made a store only by what *founds* one: others would answer for one that was mistyped.
     """
     root = chosen_root(arguments)
+    if arguments.last("root") and not founds:
+        _require_store(root)
     driver = given_driver(arguments) or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER
     options = dict(pairs(arguments.values.get("storage-opt", ()), "--storage-opt"))
     if as_owner and os.geteuid() != 0:
@@ -48,6 +53,15 @@ def open_store(arguments: Arguments, *, as_owner: bool = False) -> Iterator[Stor
         _become_owner()
     with contextlib.closing(Store.open(root, driver, options)) as store:
         yield store
+
+
+def _require_store(root: str) -> None:
+    try:
+        os.stat(os.path.join(root, "store.db"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{root}: no store is here") from error
+    except OSError:
+        pass  # to open it says why
 
 
 def _become_owner() -> None:

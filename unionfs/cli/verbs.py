@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import FrameType
+from typing import Final, NamedTuple
 
 from unionfs.cli.arguments import Arguments, Grammar, scan
 from unionfs.cli.mount_command import asked_text
 from unionfs.cli.store_arguments import open_store
 from unionfs.errors import UsageError
 from unionfs.store.store import Store
+
+#: They interrupt a verb as ^C does, so that what it was making goes.
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Verb(NamedTuple):
@@ -24,6 +29,8 @@ class Verb(NamedTuple):
     most: int
     as_owner: bool = False
     """Whether it reads or changes files of whatever owner; see `open_store`."""
+    founds: bool = False
+    """Whether it can be the first in a store; see `open_store`."""
 
 
 def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list[str]) -> int:
@@ -42,5 +49,20 @@ def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list
     count = len(arguments.positionals)
     if count < verb.least or (count > verb.most >= 0):
         raise UsageError(f"{subject} {argv[0]}: see unionfs {subject} --help")
-    with open_store(arguments, as_owner=verb.as_owner) as store:
+    for number in _ENDING:
+        # Who has it ignored, as nohup(1), has it ignored.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+    with open_store(arguments, as_owner=verb.as_owner, founds=verb.founds) as store:
         return verb.run(store, arguments) or 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # One is enough, and timeout(1) sends two: the second would find us tidying up.
+    for number in _ENDING:
+        signal.signal(number, _ignore)
+    raise KeyboardInterrupt
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing; other than `signal.SIG_IGN`, the programs that we start do not inherit it."""

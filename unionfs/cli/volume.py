@@ -357,7 +357,7 @@ def _cleanup(store: Store, arguments: Arguments) -> None:
 
 #: Each verb with what it takes; in the order that --help tells them.
 VERBS: Final[dict[str, Verb]] = {
-    "create": Verb(_create, _CREATING, 0, 1),
+    "create": Verb(_create, _CREATING, 0, 1, founds=True),
     "inspect": Verb(_inspect, _INSPECTING, 1, -1),
     "ls": Verb(_list, _LISTING, 0, 0),
     "rm": Verb(_remove, _REMOVING, 1, -1, as_owner=True),
@@ -365,7 +365,7 @@ VERBS: Final[dict[str, Verb]] = {
     "mount": Verb(_mount, _MOUNTING, 2, 2),
     "umount": Verb(_umount, _UNMOUNTING, 1, 1),
     "backup": Verb(_backup, _ARCHIVING, 2, 2, as_owner=True),
-    "restore": Verb(_restore, _QUIET, 2, 2, as_owner=True),
+    "restore": Verb(_restore, _QUIET, 2, 2, as_owner=True, founds=True),
     "clone": Verb(_clone, _PLAIN, 2, 2, as_owner=True),
     "snapshot": Verb(_snapshot, _PLAIN, 1, 2, as_owner=True),
     "cleanup": Verb(_cleanup, _PLAIN, 0, 0, as_owner=True),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from unionfs.errors import ArchiveError
 from unionfs.store.bundle import Bundle
-from unionfs.store.image import digest_of, parse_json
+from unionfs.store.image import digest_of, parse_any_json, parse_json
 from unionfs.store.packed import Blob, PackedImage
 
 MANIFEST: Final = "manifest.json"
@@ -33,10 +33,7 @@ def read(bundle: Bundle) -> list[PackedImage]:
 
 
 def _read_new(bundle: Bundle) -> list[PackedImage]:
-    try:
-        found = json.loads(bundle.read(MANIFEST))
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{MANIFEST} is no JSON: {error}") from error
+    found = parse_any_json(bundle.read(MANIFEST), MANIFEST)
     if not isinstance(found, list) or not found:
         raise ArchiveError(f"{MANIFEST} names no image")
     return [_image(bundle, entry) for entry in found]

@@ -131,13 +131,20 @@ def diff_ids(config: bytes) -> list[str]:
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object in *data*. Raises `ArchiveError` where it is none."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{what} is no JSON: {error}") from error
+    found = parse_any_json(data, what)
     if not isinstance(found, dict):
         raise ArchiveError(f"{what} is no JSON object")
     return found
+
+
+def parse_any_json(data: bytes, what: str) -> Any:
+    """Return the JSON value in *data*. Raises `ArchiveError` where it is none."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ArchiveError(f"{what} is nested too deeply") from error
+    except ValueError as error:
+        raise ArchiveError(f"{what} is no JSON: {error}") from error
 
 
 def new_config(

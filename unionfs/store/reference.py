@@ -15,7 +15,9 @@ _NAME: Final = re.compile(
 )
 _LIMIT: Final = 255
 _DEFAULT_TAG: Final = "latest"
-_ENDINGS: Final = re.compile(r"(\.(tar|tgz|oci|docker|gz|xz|bz2|zst|zstd|txz|tbz2))+\Z", re.ASCII)
+_ENDINGS: Final = re.compile(
+    r"(\.(tar|tgz|oci|docker|gz|xz|bz2|zst|zstd|txz|tbz2))+\Z", re.ASCII | re.IGNORECASE
+)
 
 
 def canonical(name: str) -> str:
@@ -48,4 +50,4 @@ def from_file(path: str) -> str:
     try:
         return canonical(text)
     except InvalidArgumentError:
-        raise InvalidArgumentError(f"{path}: gives the image no name; give one") from None
+        raise InvalidArgumentError(f"{path}: gives the image no name; give a NAME") from None

@@ -7,6 +7,7 @@ was ever used here. Any number of processes use a store at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -97,6 +98,20 @@ class Store:
         """Return the snapshot *key* as what is used."""
         return Subject("snapshot", self.driver.name, key)
 
+    def place(self, target: str) -> str:
+        """Return the real path of *target*, where a snapshot or a volume is or may be mounted.
+
+        Raises `MountError` for what would cover the root of all files, or this store.
+        """
+        place, root = os.path.realpath(target), os.path.realpath(self.root)
+        if place == "/":
+            raise MountError(f"{target}: all files are below it; choose another directory")
+        if os.path.commonpath((place, root)) in (place, root):
+            raise MountError(
+                f"{target}: would cover the store in {self.root}; choose another directory"
+            )
+        return place
+
     def mount(self, key: str, target: str, *, extra: Sequence[str] = ()) -> None:
         """Mount the snapshot *key* on the directory *target*, with mount options *extra*.
 
@@ -104,9 +119,9 @@ class Store:
         """
         from unionfs.driver.attach import attach, detach  # noqa: PLC0415 - the other verbs need it not
 
-        if not os.path.isdir(target):
+        place = self.place(target)
+        if not os.path.isdir(place):
             raise MountError(f"{target}: not a directory")
-        place = os.path.realpath(target)
         with self.alone(key):
             self._require_no_volume(key)
             # Who looks meanwhile finds no mount yet, but the process that makes it.
@@ -130,7 +145,7 @@ class Store:
         """
         from unionfs.driver.attach import detach  # noqa: PLC0415 - the other verbs need it not
 
-        place = os.path.realpath(target)
+        place = self.place(target)
         with self.alone(self._used_on(place, target).subject.name):
             # Somebody else may have unmounted it before we were alone.
             use = self._used_on(place, target)
@@ -258,7 +273,9 @@ def _require_database(root: str) -> None:
 def _make_root(root: str) -> None:
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise UnsupportedError(
             f"{root}: {error.strerror}; choose another directory with --root"
         ) from error

@@ -291,9 +291,9 @@ class Volumes:
         The use ends with `unmount`, and with the mount, or the process *pid* if one is given.
         *extra* are mount options, as ``ro``. Raises `NotFoundError`, and what mounting raises.
         """
-        if not os.path.isdir(target):
+        place = self.store.place(target)
+        if not os.path.isdir(place):
             raise MountError(f"{target}: not a directory")
-        place = os.path.realpath(target)
         with self.alone(name):
             volume = self.find(name)
             # Who looks meanwhile finds no mount yet, but the process that makes it.
@@ -328,7 +328,7 @@ class Volumes:
 
         Raises `NotFoundError` where no volume of this store is mounted, `MountError`.
         """
-        place = os.path.realpath(target)
+        place = self.store.place(target)
         found = [use for use in self._uses.on(place) if use.subject.kind == "volume"]
         if not found or mounting.mount_at(os.fsencode(place)) is None:
             raise NotFoundError(f"{target}: no volume of {self.store.root} is mounted here")
