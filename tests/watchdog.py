@@ -18,6 +18,14 @@ from pathlib import Path
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
+def connection(minor: int) -> int:
+    """What tells this connection from a later one with the same number; 0 if there is none."""
+    try:
+        return (CONNECTIONS / str(minor)).stat().st_ino
+    except OSError:
+        return 0
+
+
 def abort(minor: int) -> None:
     """End the FUSE connection of the mount with device number 0:*minor*, if it still is one."""
     with contextlib.suppress(OSError):  # gone already
@@ -61,16 +69,17 @@ class Watchdog:
 
 
 def _watch() -> None:
-    armed: dict[int, float] = {}
+    armed: dict[int, tuple[float, int]] = {}
     fired: set[int] = set()
     pending = b""
     while True:
         now = time.monotonic()
-        for minor in [minor for minor, end in armed.items() if end <= now]:
-            del armed[minor]
-            fired.add(minor)
-            abort(minor)
-        wait = min(armed.values()) - now if armed else None
+        for minor in [minor for minor, (end, _) in armed.items() if end <= now]:
+            _, meant = armed.pop(minor)
+            if connection(minor) == meant:  # else that one has ended, and this is another's
+                fired.add(minor)
+                abort(minor)
+        wait = min(end for end, _ in armed.values()) - now if armed else None
         if not select.select([0], [], [], wait)[0]:
             continue
         chunk = os.read(0, 4096)
@@ -81,13 +90,14 @@ def _watch() -> None:
             verb, minor_text, *rest = line.split()
             minor = int(minor_text)
             if verb == b"arm":
-                armed[minor] = time.monotonic() + float(rest[0])
+                armed[minor] = (time.monotonic() + float(rest[0]), connection(minor))
                 fired.discard(minor)
             else:
                 armed.pop(minor, None)
                 os.write(1, b"fired\n" if minor in fired else b"fine\n")
-    for minor in armed:
-        abort(minor)
+    for minor, (_, meant) in armed.items():
+        if connection(minor) == meant:
+            abort(minor)
 
 
 if __name__ == "__main__":
