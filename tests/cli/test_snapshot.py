@@ -280,6 +280,8 @@ def test_a_mistyped_root_does_not_become_a_store(command: Command, verb: list[st
     for place in ("nowhere", "l1", "l1/file"):
         done = command.run(*verb, "--root", place, status=1)
         assert done.stderr == f"unionfs: {place}: no store is here\n"
+    done = command.run("run", "--root", "nowhere", "app", status=125)
+    assert done.stderr == "unionfs: nowhere: no store is here\n"
     assert not (command.base / "nowhere").exists()
     assert os.listdir(command.base / "l1") == ["file"]
     command.run("volume", "create", "--root", "nowhere")

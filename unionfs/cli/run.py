@@ -98,7 +98,7 @@ def _carry_out(arguments: Arguments, name: str, spec: Spec, started: Callable[[]
         log = os.open(record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         return Streams(null, log, log)
 
-    with open_store(arguments) as store:
+    with open_store(arguments, founds=False) as store:
         parent, image = _image(store, arguments.positionals[0])
         return run_container(
             store,

@@ -33,9 +33,7 @@ def chosen_root(arguments: Arguments) -> str:
 
 
 @contextlib.contextmanager
-def open_store(
-    arguments: Arguments, *, as_owner: bool = False, founds: bool = True
-) -> Iterator[Store]:
+def open_store(arguments: Arguments, *, as_owner: bool = False, founds: bool) -> Iterator[Store]:
     """Open the store that *arguments* and the environment name. Raises `StoreError`.
 
     An ordinary user whose subordinate users have files in it may read and change these only
