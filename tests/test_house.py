@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "fuse": {"fuse", "errors", "log", "options", "waiting"},
     # Process 1 of a container can read no file of ours any more: it works with what it has.
     "container.init": {"container", "errors", "layer.syscalls"},
-    "container.rootfs": {"container.spec", "layer.syscalls"},
+    "container.rootfs": {"container.spec", "errors", "layer.syscalls"},
     "container.identity": {"layer.syscalls"},
     "container.terminal": set(),
     "container.spec": {"errors", "sizes"},

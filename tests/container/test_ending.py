@@ -13,7 +13,7 @@ import pytest
 
 from tests.container.runner import Runner, wait_for
 from unionfs.container import records
-from unionfs.container.run import clean
+from unionfs.container.run import EPHEMERAL, LABEL, clean
 from unionfs.store.store import Store
 
 pytestmark = pytest.mark.needs_root
@@ -140,6 +140,37 @@ def test_an_ephemeral_layer_goes_with_the_next_run_when_its_runner_was_killed(
     assert runner.containers() == []
 
 
+def test_cleanup_removes_the_layers_of_killed_containers_only(runner: Runner) -> None:
+    victim = started(runner, "--rm")
+    assert runner.unionfs("snapshot", "cleanup") == ""
+    os.kill(victim, signal.SIGKILL)
+    runner.wait_until_gone()
+    # What is captured of it has its labels, and is nobody's to remove.
+    runner.unionfs("snapshot", "capture", "taken", "victim")
+    runner.run("-d", "--rm", "--name", "alive", "base", "sleep", "1000")
+    runner.run("--name", "kept", "base", "true")
+    assert runner.snapshots() == ["alive", "base", "kept", "taken"]
+    with contextlib.closing(Store.open(str(runner.root), "overlay", {})) as store:
+        # Killed before it could write down what it is.
+        labels = {LABEL: "early", EPHEMERAL: ""}
+        store.driver.prepare("early", "base", labels=labels)
+        records.claim(store.root, "early").close()
+        store.driver.prepare("a/b", "base", labels={LABEL: "a/b", EPHEMERAL: ""})
+    assert runner.unionfs("snapshot", "cleanup") == "early\n"
+    assert runner.snapshots() == ["a/b", "alive", "base", "kept", "taken"]
+    assert runner.containers() == ["alive"]
+    os.kill(runner.supervisor("alive"), signal.SIGTERM)
+    runner.wait_until_gone()
+
+
+def test_cleanup_removes_an_ephemeral_layer(runner: Runner) -> None:
+    os.kill(started(runner, "--rm"), signal.SIGKILL)
+    runner.wait_until_gone()
+    assert runner.unionfs("snapshot", "cleanup") == "victim\n"
+    assert runner.snapshots() == ["base"]
+    assert runner.containers() == []
+
+
 def test_a_running_layer_is_not_removed(runner: Runner) -> None:
     supervisor = started(runner)
     assert "victim" in runner.unionfs("snapshot", "rm", "victim", status=1) + runner.said
@@ -229,9 +260,10 @@ def test_many_at_once(runner: Runner) -> None:
 @pytest.mark.parametrize("driver", ["overlay", "block"])
 def test_what_was_killed_is_removed_from_its_own_driver_only(runner: Runner, driver: str) -> None:
     with contextlib.closing(Store.open(str(runner.root), "overlay", {})) as store:
-        store.driver.prepare("victim", "base")
+        labels = {LABEL: "victim", EPHEMERAL: ""} if driver == "overlay" else {}
+        store.driver.prepare("victim", "base", labels=labels)
         with contextlib.closing(records.claim(store.root, "victim")) as record:
-            record.begin(driver=driver, ephemeral=True, volumes=())
+            record.begin(driver=driver, volumes=())
         clean(store)
         ours = driver == "overlay"
         assert ("victim" in [info.key for info in store.driver.walk()]) is not ours

@@ -42,6 +42,21 @@ def test_the_status_is_the_commands(runner: Runner, command: list[str], status: 
         ([], 125, "IMAGE is missing; see unionfs run --help"),
         (["-u", "nosuch", "base", "true"], 125, "nosuch: no such user in the image's /etc/passwd"),
         (["-v", "/nosuch", "base", "true"], 125, "-v /nosuch: give NAME:/path or /HOST/DIR:/path"),
+        (
+            ["-v", "/tmp:/etc/words", "base", "true"],
+            125,
+            "/etc/words: a file in the image, and a directory is to be mounted there",
+        ),
+        (
+            ["-v", "/etc/passwd:/data", "base", "true"],
+            125,
+            "/data: a directory in the image, and a file is to be mounted there",
+        ),
+        (
+            ["--hostname", "a b", "base", "true"],
+            125,
+            "--hostname a b: blanks are not for names of hosts",
+        ),
         (["-w", "tmp", "base", "true"], 125, "-w tmp: not an absolute path"),
         (
             ["--mount", "type=bind,src=/nosuch,dst=/b", "base", "true"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -40,11 +41,20 @@ def test_volumes(text: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["/data", "vol", "vol:", "vol:data", "vol:/", "./a:/b", "v:/b", "vol:/b:rx", ":/b"]
+    "text",
+    ["/data", "vol", "vol:", "vol:data", "vol:/", "a/b:/b", "...:/b", "v:/b", "vol:/b:rx", ":/b"],
 )
 def test_volumes_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         parse_volume(text)
+
+
+@pytest.mark.parametrize(
+    ("source", "directory"), [("./rel", "rel"), (".", ""), ("./a/../b", "b"), ("../x", "../x")]
+)
+def test_relative_directories(source: str, directory: str) -> None:
+    path = os.path.normpath(os.path.join(os.getcwd(), directory))
+    assert parse_volume(f"{source}:/b:ro") == Bind(path, "/b", read_only=True, create=True)
 
 
 @pytest.mark.parametrize(

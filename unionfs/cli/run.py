@@ -125,6 +125,8 @@ def _spec(arguments: Arguments, name: str) -> Spec:
     hostname = arguments.last("hostname") or name[:_HOSTNAME_LIMIT]
     if len(os.fsencode(hostname)) > _HOSTNAME_LIMIT:
         raise UsageError(f"--hostname {hostname}: longer than {_HOSTNAME_LIMIT} bytes")
+    if " " in hostname or not hostname.isprintable():
+        raise UsageError(f"--hostname {hostname}: blanks are not for names of hosts")
     workdir = arguments.last("w") or "/"
     if not os.path.isabs(workdir):
         raise UsageError(f"-w {workdir}: not an absolute path")

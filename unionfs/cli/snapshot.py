@@ -146,7 +146,9 @@ def _label(store: Store, arguments: Arguments) -> None:
 
 
 def _cleanup(store: Store, arguments: Arguments) -> None:
-    removed = [*store.remove_left_views(), *store.driver.cleanup()]
+    from unionfs.container.run import clean  # noqa: PLC0415 - for this verb alone
+
+    removed = [*store.remove_left_views(), *clean(store), *store.driver.cleanup()]
     if "json" in arguments.flags:
         print_json(removed)
         return

@@ -26,7 +26,7 @@ from unionfs.container.identity import Identity, identify
 from unionfs.container.rootfs import Grafted
 from unionfs.container.spec import Spec, Tmpfs
 from unionfs.container.terminal import Settings
-from unionfs.errors import exit_status
+from unionfs.errors import UnionError, exit_status
 from unionfs.layer import syscalls
 
 #: Exit statuses as Docker has them: of our own failures, and of commands that cannot be run.
@@ -90,7 +90,7 @@ def be_first(plan: Plan, control: socket.socket) -> NoReturn:
     except _FailureError as error:
         status = error.status
         _tell(control, failed=status, line=str(error))
-    except OSError as error:
+    except (UnionError, OSError) as error:
         _tell(control, failed=FAILED, line=exit_status(error)[1])
     except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
         _tell(control, failed=FAILED, line=f"internal error: {error!r}")

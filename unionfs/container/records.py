@@ -18,8 +18,6 @@ from typing import Final
 
 from unionfs.errors import AlreadyExistsError
 
-#: In the directory of a container whose snapshot is to go when it ends.
-_REMOVE: Final = "remove"
 _LOCK: Final = "lock"
 _PID: Final = "pid"
 _DRIVER: Final = "driver"
@@ -48,11 +46,6 @@ class Record:
         """The file for the output of a detached container."""
         return os.path.join(self.directory, _LOG)
 
-    @property
-    def is_ephemeral(self) -> bool:
-        """Whether the snapshot is to go with the container."""
-        return os.path.exists(os.path.join(self.directory, _REMOVE))
-
     def write(self, name: str, text: str) -> str:
         """Write a file into the directory and return its path."""
         path = os.path.join(self.directory, name)
@@ -79,13 +72,11 @@ class Record:
         """The name of the driver that keeps its snapshot; empty if it never came so far."""
         return self._read(_DRIVER)
 
-    def begin(self, *, driver: str, ephemeral: bool, volumes: Iterable[str]) -> None:
-        """Write down which process runs the container, what it uses, and whether it stays."""
+    def begin(self, *, driver: str, volumes: Iterable[str]) -> None:
+        """Write down which process runs the container, and what it uses."""
         # First: whose snapshot may go must be known before it may go.
         self.write(_DRIVER, driver)
         os.mkdir(self.root, 0o755)
-        if ephemeral:
-            self.write(_REMOVE, "")
         self.write(_VOLUMES, "\n".join(volumes))
         self.write(_PID, f"{os.getpid()}\n")
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from unionfs.container.spec import Tmpfs
+from unionfs.errors import MountError
 from unionfs.layer import syscalls
 from unionfs.layer.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 
@@ -56,7 +57,8 @@ def enter(root: str, places: Sequence[Grafted | Tmpfs], *, terminal: bool) -> No
     """Make the directory *root*, a mount of this namespace, the root with all that belongs in it.
 
     The caller is the first process of its PID namespace, with mounts of its own. *terminal*
-    leaves room for /dev/console. Raises ``OSError`` with the path that it is about.
+    leaves room for /dev/console. Raises ``OSError`` with the path that it is about, and
+    `MountError` where a file meets a directory.
     """
     devices = {name: clone(f"/dev/{name}", read_only=False) for name in _existing(_DEVICES)}
     kernel = clone("/sys", read_only=True)
@@ -140,6 +142,11 @@ def _mount(kind: str, target: str, flags: int, data: str) -> None:
 def _graft(place: Grafted) -> None:
     """Attach a mount, on a directory or file that is made where there is none."""
     real = os.path.realpath(place.target)
+    if os.path.exists(real) and os.path.isdir(real) != place.is_directory:
+        source, there = ("directory", "file") if place.is_directory else ("file", "directory")
+        raise MountError(
+            f"{place.target}: a {there} in the image, and a {source} is to be mounted there"
+        )
     if place.is_directory:
         os.makedirs(real, 0o755, exist_ok=True)
     elif not os.path.exists(real):

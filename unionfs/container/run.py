@@ -18,10 +18,10 @@ from unionfs.container.first import FirstProcess
 from unionfs.container.init import Plan
 from unionfs.container.records import Record
 from unionfs.container.rootfs import Grafted
-from unionfs.container.spec import Bind, NamedVolume, Place, Spec, Tmpfs
-from unionfs.driver.api import Mount
+from unionfs.container.spec import Bind, NamedVolume, Place, Spec, Tmpfs, check_name
+from unionfs.driver.api import Info, Kind, Mount
 from unionfs.driver.attach import attach
-from unionfs.errors import AlreadyExistsError, MountError, NotFoundError, StoreError
+from unionfs.errors import AlreadyExistsError, MountError, NotFoundError, StoreError, UsageError
 from unionfs.fuse import mounting
 from unionfs.namespace import MountNamespace
 from unionfs.store.store import Store
@@ -30,6 +30,8 @@ from unionfs.store.store import Store
 _PATIENCE: Final = 60.0
 #: Says of a snapshot that it is a container's.
 LABEL: Final = "unionfs/container"
+#: Says of it that it goes when the container has ended.
+EPHEMERAL: Final = "unionfs/ephemeral"
 
 
 class Streams(NamedTuple):
@@ -61,10 +63,10 @@ def run(
     with contextlib.closing(records.claim(store.root, name)) as record:
         stays = True  # whatever has the name
         try:
-            _prepare(store, name, parent)
+            _prepare(store, name, parent, ephemeral=ephemeral)
             stays = False
             named = (place.name for place in spec.places if isinstance(place, NamedVolume))
-            record.begin(driver=store.driver.name, ephemeral=ephemeral, volumes=named)
+            record.begin(driver=store.driver.name, volumes=named)
             container = _Container(store, record, spec, open_streams(record))
             with container.running():
                 stays = not ephemeral
@@ -76,17 +78,21 @@ def run(
             record.end(keep_log=stays)
 
 
-def _prepare(store: Store, name: str, parent: str) -> None:
+def _prepare(store: Store, name: str, parent: str, *, ephemeral: bool) -> None:
+    labels = {LABEL: name, EPHEMERAL: ""} if ephemeral else {LABEL: name}
     try:
-        store.driver.prepare(name, parent, labels={LABEL: name})
+        store.driver.prepare(name, parent, labels=labels)
     except AlreadyExistsError as error:
         raise AlreadyExistsError(
             f"{name}: the name is taken; free it with unionfs snapshot rm {name}"
         ) from error
 
 
-def clean(store: Store) -> None:
-    """Put in order what containers that were killed have left with the driver of *store*."""
+def clean(store: Store) -> list[str]:
+    """Put in order what containers that were killed have left with the driver of *store*.
+
+    Returns the keys of the snapshots that were removed: those of ephemeral ones.
+    """
     for record in records.take_dead(store.root):
         if record.driver not in ("", store.driver.name):
             continue  # a snapshot of that name is another one here
@@ -94,20 +100,36 @@ def clean(store: Store) -> None:
         # that is damaged the others need not suffer.
         with contextlib.suppress(StoreError):
             record.end(keep_log=_clean_up(store, record))
+    removed = []
+    for key in [info.key for info in store.driver.walk() if _is_ephemeral(info)]:
+        # Nobody runs one of that name meanwhile, and whoever does now has it.
+        with (
+            contextlib.suppress(StoreError, UsageError),
+            contextlib.closing(records.claim(store.root, check_name(key))) as record,
+        ):
+            store.remove(key)
+            removed.append(key)
+            if record.driver in ("", store.driver.name):
+                record.end(keep_log=False)
+    return removed
+
+
+def _is_ephemeral(info: Info) -> bool:
+    """Whether a snapshot goes with its container; what was captured of it has its labels only."""
+    own = info.kind is Kind.ACTIVE and info.labels.get(LABEL) == info.key
+    return own and EPHEMERAL in info.labels
 
 
 def _clean_up(store: Store, record: Record) -> bool:
-    """Remove or release the snapshot of a container that has ended; say whether it is there."""
+    """Release the volumes and snapshot of a container that has ended; say whether that stays."""
     for volume in record.volumes:
         places.settle(store, volume)
     try:
-        if record.is_ephemeral:
-            store.remove(record.name)
+        if _is_ephemeral(store.driver.stat(record.name)):
             return False
-        store.driver.stat(record.name)
-        store.release_unused(record.name)
     except NotFoundError:
         return False
+    store.release_unused(record.name)
     return True
 
 

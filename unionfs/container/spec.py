@@ -81,7 +81,10 @@ def random_name() -> str:
 
 
 def parse_volume(text: str) -> Place:
-    """Read ``NAME:/path[:ro]`` or ``/HOST/DIR:/path[:ro]``. Raises `UsageError`."""
+    """Read ``NAME:/path[:ro]`` or ``/HOST/DIR:/path[:ro]``. Raises `UsageError`.
+
+    ``./DIR`` and ``../DIR`` are the host's, too, from the working directory on.
+    """
     source, _, rest = text.partition(":")
     target, _, modes = rest.partition(":")
     if not rest:
@@ -91,10 +94,12 @@ def parse_volume(text: str) -> Place:
         raise UsageError(f"-v {text}: {min(unknown)}: unknown mode, it is ro or rw")
     read_only = "ro" in modes.split(",")
     target = _target(f"-v {text}", target)
+    if source.partition("/")[0] in (".", ".."):
+        source = os.path.abspath(source)
     if os.path.isabs(source):
         return Bind(source, target, read_only, create=True)
     if "/" in source:
-        raise UsageError(f"-v {text}: {source}: a directory of the host starts with '/'")
+        raise UsageError(f"-v {text}: {source}: a directory of the host starts with '/' or './'")
     return NamedVolume(check_name(source), target, read_only)
 
 
