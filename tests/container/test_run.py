@@ -340,12 +340,21 @@ def begin(*arguments):
     before.update(sys.modules)
     os.dup2(2, 200)
 
-def end(status):
+def report():
     if before:
         os.write(200, f"{sorted(set(sys.modules) - before)}\\n".encode())
+
+def end(status):
+    report()
     leave(status)
 
-init._keep_only, os._exit = begin, end
+def tell(*arguments, **words):
+    if "failed" in words:
+        report()  # who hears of it kills us
+    told(*arguments, **words)
+
+told = init._tell
+init._keep_only, init._tell, os._exit = begin, tell, end
 from unionfs.cli import program
 program()
 """
