@@ -372,5 +372,6 @@ def test_the_first_process_imports_nothing(runner: Runner, command: str) -> None
         check=False,
     )
     lines = [line for line in done.stderr.splitlines() if not line.startswith("unionfs: ")]
-    assert lines
-    assert set(lines) == {"[]"}
+    # Where there is nothing to run its starter may end it before it has told.
+    assert lines or command == "nosuch"
+    assert set(lines) <= {"[]"}
