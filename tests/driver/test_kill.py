@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +17,7 @@ import pytest
 from tests import tree
 from tests.driver import changes
 from tests.driver.drivers import Ground
+from tests.kills import calls_of_child
 from unionfs.driver.api import Driver, Kind
 from unionfs.errors import NotFoundError, StoreError
 
@@ -84,38 +82,11 @@ VERBS = {
 
 
 def _child(ground: Ground, do: Callable[[Driver], Any], kill_at: int) -> int:
-    """Let a process *do* something and be killed at its call *kill_at*; the number of its calls."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        calls = 0
+    def prepare() -> Callable[[], Any]:
+        driver = ground.open()
+        return lambda: do(driver)
 
-        def count(_frame: FrameType, event: str, _argument: object) -> None:
-            nonlocal calls
-            if event in ("call", "c_call"):
-                calls += 1
-                if calls == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        status = 1
-        try:
-            driver = ground.open()
-            sys.setprofile(count)
-            do(driver)
-            sys.setprofile(None)
-            os.write(writer, b"%d" % calls)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    _, status = os.waitpid(pid, 0)
-    with open(reader, "rb") as pipe:
-        told = pipe.read()
-    if kill_at:
-        assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
-        return kill_at
-    assert status == 0
-    return int(told)
+    return calls_of_child(prepare, kill_at)
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
 from tests import system, tree
 from tests.driver.drivers import Kit
+from tests.kills import calls_of_child
 from tests.mounts import device_minor, mounted_below
 from tests.watchdog import Watchdog
 from unionfs.errors import UnsupportedError
@@ -74,35 +72,12 @@ class VolumeGround:
 
     def in_child(self, do: Callable[[Volumes], Any], kill_at: int = 0) -> int:
         """Let a process *do* something; it is killed at its call *kill_at*. The number of calls."""
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            calls = 0
 
-            def count(_frame: FrameType, event: str, _argument: object) -> None:
-                nonlocal calls
-                if event in ("call", "c_call"):
-                    calls += 1
-                    if calls == kill_at:
-                        os.kill(os.getpid(), signal.SIGKILL)
+        def prepare() -> Callable[[], Any]:
+            volumes = self.open()
+            return lambda: do(volumes)
 
-            status = 1
-            try:
-                volumes = self.open()
-                sys.setprofile(count)
-                do(volumes)
-                sys.setprofile(None)
-                os.write(writer, b"%d" % calls)
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(writer)
-        _, ended = os.waitpid(pid, 0)
-        with open(reader, "rb") as pipe:
-            told = pipe.read()
-        code = os.waitstatus_to_exitcode(ended)
-        assert code == 0 or (kill_at and code == -signal.SIGKILL)
-        return int(told or b"0")
+        return calls_of_child(prepare, kill_at)
 
     def mounted(self) -> list[str]:
         """What is mounted of the store."""

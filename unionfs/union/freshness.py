@@ -11,6 +11,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from unionfs.union.nodes import NEVER
+
 if TYPE_CHECKING:
     from unionfs.options import MountOptions
     from unionfs.union.nodes import DirNode, Node
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 _PART: Final = 10
 #: The time of finding is noted this much coarser than it is good, so that many share one object.
 _GRAIN: Final = 16
-NEVER: Final = float("-inf")
 
 
 class Freshness:

@@ -15,14 +15,15 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
-from unionfs.union.freshness import NEVER
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unionfs.layer.tree import Directory
     from unionfs.union.placeindex import Sieve
     from unionfs.union.snapshot import Snapshot
+
+#: When a node was found that must be looked for anew.
+NEVER: Final = float("-inf")
 
 #: The object's data is its own, not elsewhere by an ``overlay.metacopy`` mark.
 NO_METACOPY: Final = 1

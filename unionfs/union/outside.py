@@ -10,8 +10,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from unionfs.union.freshness import NEVER
-from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.nodes import NEVER, DirNode, FileNode, Node
 
 if TYPE_CHECKING:
     import os
