@@ -31,7 +31,7 @@ from unionfs.store.uses import Subject, Use, Uses
 DEFAULT_DRIVER: Final = "overlay"
 
 #: What a store has once images, volumes or mounts were in it.
-_TRACES: Final = frozenset({"lock", "images.lock", "framing", "volumes", "containers"})
+_TRACES: Final = ("lock", "images.lock", "framing", "volumes", "containers")
 
 #: The label of views that a process looks through for a while.
 _LOOKING: Final = "unionfs.looking"
@@ -263,7 +263,7 @@ def _require_database(root: str) -> None:
     """Raise `FaultyError` if this was a store, and nothing says what of it is whose."""
     path = os.path.join(root, "store.db")
     # In this order: whoever makes one of these has made the database before.
-    was_used = not _TRACES.isdisjoint(os.listdir(root))
+    was_used = any(os.path.lexists(os.path.join(root, name)) for name in _TRACES)
     if was_used and not (os.path.exists(path) and os.path.getsize(path)):
         raise FaultyError(
             f"{path}: is gone, and this was a store; restore it from a backup, or move {root} away"
