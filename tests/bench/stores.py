@@ -100,8 +100,9 @@ class Store:
             own = ["ctr", "--address", socket, "--namespace", "bench"]
             return [*own, "snapshots", "--snapshotter", name, *words]
         options = ["--storage-opt", self.system.options] if self.system.options else []
-        own = [self.launch.python, "-m", "unionfs", "snapshot", *words]
-        return [*own, "--root", str(self.root), "--driver", name, *options]
+        # --root would have to be a store by now, and only its driver has been used.
+        own = ["env", f"UNIONFS_ROOT={self.root}", self.launch.python, "-m", "unionfs"]
+        return [*own, "snapshot", *words, "--driver", name, *options]
 
     def start(self) -> None:
         """Make the home; start containerd and wait until it answers."""
