@@ -37,15 +37,18 @@ MAY_IMPORT = {
     "container.users": {"errors", "layer.syscalls"},
     # A driver mounts nothing for its users; what it does with layers it does as a user would.
     "driver": {
-        *("database", "driver", "errors", "fuse.mounting", "layer", "mount", "namespace"),
+        *("database", "driver", "errors", "filelocks", "fuse.mounting", "layer", "mount"),
+        "namespace",
         *("options", "optstring", "registry", "reserve", "sizes", "union.changes"),
         "unmount",
     },
     "store": {
-        *("database", "driver", "errors", "fuse.mounting", "layer", "mount", "namespace"),
+        *("database", "driver", "errors", "filelocks", "fuse.mounting", "layer", "mount"),
+        "namespace",
         *("options", "optstring", "registry", "sizes", "store", "union.changes", "union.merge"),
     },
     "database": {"errors", "reserve"},
+    "filelocks": set(),
     "reserve": set(),
     "sizes": set(),
     "container": {

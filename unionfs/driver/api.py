@@ -96,6 +96,26 @@ class Mount(NamedTuple):
     """Each as mount(8) spells it, ``X-mount.subdir=`` for a directory inside included."""
 
 
+#: The type of a mount that is this union, and of all that stack layers.
+UNION = "fuse3.unionfs"
+STACKED = ("overlay", UNION)
+
+_BIND_WORDS = frozenset({"bind", "rbind", "rw"})
+
+
+def plain_directory(mounts: Sequence[Mount], *, for_reading: bool = False) -> str | None:
+    """Return the directory that *mounts* show as it is, if there is no need to mount.
+
+    One whose mount is read-only will do *for_reading* alone.
+    """
+    known = _BIND_WORDS | {"ro"} if for_reading else _BIND_WORDS
+    match mounts:
+        case [Mount("bind", source, options)] if known.issuperset(options):
+            return source
+        case _:
+            return None
+
+
 class Capabilities(NamedTuple):
     """What a driver can do beyond what all can."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from unionfs.driver.api import Mount
+from unionfs.driver.api import UNION, Mount
 from unionfs.errors import MountError, UnsupportedError
 from unionfs.fuse import mounting
 from unionfs.layer import syscalls
@@ -23,7 +23,6 @@ from unionfs.namespace import MountNamespace
 from unionfs.options import parse_options
 from unionfs.unmount import unmount
 
-_UNION: Final = "fuse3.unionfs"
 _INSIDE: Final = "X-mount.subdir="
 #: The kernel's overlayfs has these itself.
 _OVERLAY_WORDS: Final = frozenset(
@@ -59,7 +58,7 @@ def attach(
 
 
 def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
-    if one.type == _UNION:
+    if one.type == UNION:
         parsed = parse_options([",".join(one.options)], source=one.source)
         mount(parsed.options, os.fsencode(target), foreground=False, home=home)
         return

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from unionfs import optstring
-from unionfs.driver.api import Capabilities, Kind, Mount, Usage
+from unionfs.driver.api import UNION, Capabilities, Kind, Mount, Usage
 from unionfs.driver.hardlinks import has_loose_names, link_loose_names
 from unionfs.driver.lifecycle import SnapshotDriver
 from unionfs.driver.metadata import Metadata, Snapshot
@@ -101,7 +101,7 @@ class OverlayDriver(SnapshotDriver):
         if snapshot.kind is Kind.ACTIVE:
             upper, work = self.layer(snapshot), self._work(snapshot)
             options += [f"upperdir={optstring.escape(upper)}", f"workdir={optstring.escape(work)}"]
-        return Mount("fuse3.unionfs", "overlay", tuple(options))
+        return Mount(UNION, "overlay", tuple(options))
 
     def _work(self, snapshot: Snapshot) -> str:
         return os.path.join(self.directory(snapshot), "work")

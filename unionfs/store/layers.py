@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from unionfs.driver.api import Mount
+from unionfs.driver.api import STACKED, Mount, plain_directory
 from unionfs.driver.attach import attach, detach
 from unionfs.errors import FaultyError, StoreError
 from unionfs.layer.apply import Target, apply
@@ -37,7 +37,6 @@ from unionfs.store.store import Store
 from unionfs.union.changes import DELETED
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_UNIONS: Final = ("overlay", "fuse3.unionfs")
 
 
 class _Layers(NamedTuple):
@@ -52,26 +51,9 @@ def _layers(mounts: Sequence[Mount]) -> _Layers | None:
     if len(mounts) != 1:
         return None
     (one,) = mounts
-    if one.type in _UNIONS:
+    if one.type in STACKED:
         options = parse_options([",".join(one.options)], tolerant=True).options
         return _Layers(options.lowerdirs, options.upperdir)
-    return None
-
-
-def _plain_directory(mounts: Sequence[Mount]) -> str | None:
-    """Return the directory that *mounts* show as it is, if it can be had without mounting."""
-    if (
-        len(mounts) == 1
-        and mounts[0].type == "bind"
-        and set(mounts[0].options)
-        <= {
-            "bind",
-            "rbind",
-            "ro",
-            "rw",
-        }
-    ):
-        return mounts[0].source
     return None
 
 
@@ -106,7 +88,7 @@ def _target(store: Store, key: str, dresser: Dresser) -> Iterator[Target]:
             below = stack.enter_context(merged(layers.lowerdirs))
             yield OverlayTarget(fd, dresser, marks(), below)
             return
-        directory = _plain_directory(mounts)
+        directory = plain_directory(mounts)
         if directory is None:
             directory = stack.enter_context(_mounted(store, key, mounts))
         yield PlainTarget(_opened(os.fsencode(directory), stack), dresser)
@@ -220,7 +202,7 @@ def _is_stacked(store: Store, name: str) -> bool:
 def _files(store: Store, name: str) -> Iterator[int]:
     """Give the directory in which what *name* changes lies, by its paths in the tree."""
     with viewed(store, name) as mounts, contextlib.ExitStack() as stack:
-        layers, directory = _layers(mounts), _plain_directory(mounts)
+        layers, directory = _layers(mounts), plain_directory(mounts, for_reading=True)
         if layers is not None:
             yield _opened(layers.lowerdirs[0], stack)
         elif directory is not None:

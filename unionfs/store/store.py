@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Self
@@ -25,6 +23,7 @@ from unionfs.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from unionfs.filelocks import lock_byte
 from unionfs.store import schema
 from unionfs.store.uses import Subject, Use, Uses
 
@@ -35,9 +34,6 @@ _TRACES: Final = ("lock", "images.lock", "framing", "volumes", "containers")
 
 #: The label of views that a process looks through for a while.
 _LOOKING: Final = "unionfs.looking"
-
-#: ``struct flock``: type, whence, start, length, pid.
-_FLOCK: Final = struct.Struct("@hhqqi4x")
 
 
 def default_root() -> str:
@@ -253,7 +249,7 @@ class Store:
             # One byte of the file for each key, more or less; it goes with the descriptor.
             for key in keys:
                 place = zlib.crc32(key.encode(errors="surrogateescape"))
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, 0, place, 1, 0))
+                lock_byte(fd, place)
             yield
         finally:
             os.close(fd)

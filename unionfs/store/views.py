@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from unionfs.driver.api import Driver, Info, Kind
+from unionfs.driver.api import STACKED, Driver, Info, Kind
 from unionfs.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 #: The label of snapshots that a person has taken: of which volume.
 OF_VOLUME: Final = "unionfs.snapshot-of"
-_UNIONS: Final = ("overlay", "fuse3.unionfs")
 _PATHS: Final = ("/", "./", "../")
 #: What makes two roots the same, beside their xattrs.
 _FIELDS: Final = ("st_mode", "st_uid", "st_gid", "st_mtime_ns")
@@ -153,7 +152,7 @@ def _unchanged(driver: Driver, key: str) -> str | None:
     if not parent or driver.capabilities.live_snapshot:
         return None
     for mount in driver.mounts(key):
-        if mount.type not in _UNIONS:
+        if mount.type not in STACKED:
             return None
         options = parse_options([",".join(mount.options)], tolerant=True).options
         upper, lowers = options.upperdir, options.lowerdirs

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from unionfs import optstring, sizes
-from unionfs.driver.api import Mount
+from unionfs.driver.api import UNION, Mount
 from unionfs.errors import InvalidArgumentError
 
 #: The label of a volume that nobody gave a name, as Docker has it.
@@ -167,4 +167,4 @@ def view_of(base: str, upper: str, work: str) -> Mount:
         f"upperdir={optstring.escape(upper)}",
         f"workdir={optstring.escape(work)}",
     )
-    return Mount("fuse3.unionfs", "overlay", options)
+    return Mount(UNION, "overlay", options)

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from unionfs.driver.api import Driver, Mount
+from unionfs.driver.api import Driver, Mount, plain_directory
 from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, StoreError
 from unionfs.fuse import mounting
@@ -30,7 +30,6 @@ _LAYERS: Final = "_layers"
 #: What mount(8) calls for some types, and the packages of Debian that have it.
 _HELPERS: Final = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils"}
 _HELPERS_PATH: Final = "/sbin:/usr/sbin"
-_BIND: Final = frozenset(("bind", "rbind", "rw"))
 
 
 def directory_of(store: Store, name: str) -> str:
@@ -69,15 +68,6 @@ def clear_place(store: Store, key: str) -> None:
     with contextlib.suppress(OSError):
         os.rmdir(place)
         os.rmdir(os.path.dirname(place))
-
-
-def plain_directory(mounts: Sequence[Mount]) -> str | None:
-    """Return the directory that *mounts* show as it is, if there is no need to mount."""
-    match mounts:
-        case [Mount("bind", source, options)] if _BIND.issuperset(options):
-            return source
-        case _:
-            return None
 
 
 class VolumeTree:

@@ -15,7 +15,6 @@ so that the whole may be renamed while it runs, and what is left after a reboot 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -23,7 +22,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -31,6 +29,7 @@ from typing import Any, Final
 from unionfs.driver import programs
 from unionfs.driver.block import loop
 from unionfs.errors import StoreError
+from unionfs.filelocks import is_locked
 from unionfs.fuse import mounting
 
 DAEMON: Final = "qemu-storage-daemon"
@@ -38,8 +37,6 @@ DAEMON: Final = "qemu-storage-daemon"
 EXPORT: Final = "export"
 #: Seconds for a command, and for the end of the process.
 _PATIENCE: Final = 60.0
-#: ``struct flock`` as fcntl(2) takes it: type, whence, start, length, pid.
-_FLOCK: Final = struct.Struct("hhqqi4x")
 #: Where a process is moved, so that it ends with no service or session: cgroup v2, and v1's.
 _ROOT_GROUPS: Final = ("", "systemd/", "unified/")
 
@@ -153,11 +150,9 @@ def _lives(run: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+        return is_locked(fd)
     finally:
         os.close(fd)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def _pid(run: str) -> int:

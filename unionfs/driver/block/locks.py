@@ -6,15 +6,11 @@ A lock goes with its process, whatever ends that (open file description locks, f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import struct
 import threading
 from collections.abc import Iterator
-from typing import Final
 
-#: ``struct flock``: type, whence, start, length, pid.
-_FLOCK: Final = struct.Struct("hhqqi4x")
+from unionfs.filelocks import lock_byte
 
 
 class Locks:
@@ -32,8 +28,7 @@ class Locks:
             return
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            byte = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, byte)
+            lock_byte(fd, number)
             self._held.numbers.add(number)
             yield
         finally:
