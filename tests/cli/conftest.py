@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
@@ -19,7 +20,7 @@ from unionfs import registry
 from unionfs.fuse import mounting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.watchdog import Watchdog
@@ -147,6 +148,32 @@ def command(scratch: Path, watchdog: Watchdog) -> Iterator[Command]:
     made = Command(scratch, watchdog)
     yield made
     made.end()
+
+
+Run: TypeAlias = "Callable[..., subprocess.CompletedProcess[str]]"
+
+
+def in_store(command: Command, *words: str) -> Run:
+    """Return what runs ``unionfs`` and *words* on a store of the test's own."""
+
+    def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        environment = {"UNIONFS_ROOT": str(command.base / "store"), **more.pop("env", {})}
+        return command.run(*words, *arguments, env=environment, **more)
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Runs what must fail, by the test's own ``run``; the one line that says why."""
+
+    def refused(*arguments: str, status: int = 1, **more: Any) -> str:
+        done = run(*arguments, status=status, **more)
+        assert done.stdout == ""
+        assert re.fullmatch(r"unionfs: .*\n", done.stderr)
+        return done.stderr.removeprefix("unionfs: ").rstrip("\n")
+
+    return refused
 
 
 @pytest.fixture

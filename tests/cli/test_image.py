@@ -15,24 +15,18 @@ from typing import Any
 import pytest
 
 from tests.archives import archive, directory, member
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Run, in_store
 from tests.store import bundles
 from tests.store.bundles import BASE, CHANGE, digest, layout
 
 pytestmark = pytest.mark.needs_root
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run(command: Command) -> Run:
     """Runs ``unionfs`` with a store of the test's own."""
 
-    def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        environment = {"UNIONFS_ROOT": str(command.base / "store"), **more.pop("env", {})}
-        return command.run(*arguments, env=environment, **more)
-
-    return run
+    return in_store(command)
 
 
 @pytest.fixture

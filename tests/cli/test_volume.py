@@ -11,40 +11,20 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import system
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Run, in_store
 
 pytestmark = pytest.mark.needs_root
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run(command: Command) -> Run:
     """Runs ``unionfs volume`` on a store of the test's own."""
 
-    def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        environment = {"UNIONFS_ROOT": str(command.base / "store"), **more.pop("env", {})}
-        return command.run("volume", *arguments, env=environment, **more)
-
-    return run
-
-
-@pytest.fixture
-def refused(run: Run) -> Callable[..., str]:
-    """Runs what must fail; the one line that says why."""
-
-    def refused(*arguments: str, status: int = 1, **more: Any) -> str:
-        done = run(*arguments, status=status, **more)
-        assert done.stdout == ""
-        assert re.fullmatch(r"unionfs: .*\n", done.stderr)
-        return done.stderr.removeprefix("unionfs: ").rstrip("\n")
-
-    return refused
+    return in_store(command, "volume")
 
 
 def test_a_volume_from_beginning_to_end(command: Command, run: Run) -> None:
