@@ -8,6 +8,7 @@ keeps the caller's stderr, for warnings; after that it keeps nothing of the call
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -73,6 +74,9 @@ def _wait(pid: int) -> str:
 def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> NoReturn:
     """Do *work* as the child of the fork, which never returns to its caller's code."""
     told = False
+    # What the caller dropped and has not collected must not be closed here: what the work
+    # opens next would get the number, and lose it to `_let_go`.
+    gc.freeze()
     # The caller's locks and pipes; those that the work opens come later.
     inherited = _open_descriptors() - {writer, keep}
     # Before the mount, which may hide them.

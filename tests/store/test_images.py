@@ -664,7 +664,7 @@ def test_trees_that_must_be_mounted(
     make_ground: Callable[..., Ground], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of a block driver: neither a directory nor layers to be had without mounting."""
-    monkeypatch.setattr("unionfs.store.layers._plain_directory", lambda _mounts: None)
+    monkeypatch.setattr("unionfs.store.layers.plain_directory", lambda _mounts, **_: None)
     ground = make_ground("copy")
     image = ground.add(FORMS["OCI archive"](ground.base), "app")
     require_app(ground, "app")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SYNCS = os.O_SYNC | os.O_DSYNC
+#: Of execve(2), as include/linux/fs.h has it and FUSE_OPEN passes it on.
+_FMODE_EXEC: Final = 0x20
 
 
 #: Reads of up to this size (bytes) copy so little that others need not be let in meanwhile.
@@ -62,7 +64,7 @@ class OpenFiles:
         Raises EROFS, EPERM for protected files, and what the layer says.
         """
         writes = flags & os.O_ACCMODE != os.O_RDONLY
-        if passthrough.settle(self._tree, node):
+        if passthrough.settle(self._tree, node) and flags & _FMODE_EXEC:
             # Who is about to run it would run it with its old mode: the kernel looks again.
             fail(errno.ESTALE)
         if writes or flags & os.O_TRUNC:
