@@ -8,9 +8,12 @@ VENV=$ROOT/.venv
 
 # What is built against, what the command calls, and what the tests work with.
 PACKAGES=(
-  acl attr btrfs-progs busybox-static ca-certificates debootstrap e2fsprogs fuse-overlayfs
-  fuse3 gcc git groff-base libc6-dev libcap2-bin libfuse3-dev pkg-config procps python3
-  python3-dev python3-venv qemu-system-common qemu-utils skopeo uidmap util-linux xfsprogs zstd
+  aardvark-dns acl attr btrfs-progs buildah busybox-static ca-certificates catatonit containerd
+  containernetworking-plugins crun dbus debootstrap docker.io e2fsprogs fuse-overlayfs fuse3 gcc
+  git groff-base iproute2 iptables libc6-dev libcap2-bin libfuse3-dev libnfs-utils netavark
+  nfs-common nfs-ganesha nfs-ganesha-vfs nftables pkg-config podman procps python3 python3-dev
+  python3-venv qemu-system-common qemu-utils rpcbind runc skopeo slirp4netns tini uidmap
+  util-linux xfsprogs zstd
 )
 
 step() { printf '\n==> %s\n' "$*"; }
