@@ -110,6 +110,10 @@ class Podman:
         assert isinstance(found[0], dict)
         return found[0]
 
+    def image_ids(self, name: str) -> list[str]:
+        """The ids of the images called *name*."""
+        return self("images", "--quiet", "--no-trunc", name).split()
+
     def layer(self, container: str) -> dict[str, str]:
         """The directories of a container: LowerDir, UpperDir, WorkDir, and if mounted MergedDir."""
         found = self.inspect("container", container)["GraphDriver"]["Data"]
