@@ -128,6 +128,10 @@ class DeviceSession:
     def stop(self) -> None:
         self._events.put("stop")
 
+    def counted(self) -> str:
+        found = sorted(self.counts.copy().items())
+        return " ".join(f"{opcode_name(opcode)}={count}" for opcode, count in found)
+
     def _end(self) -> None:
         """Let what was begun come to its end, begin nothing more, and sync the upper."""
         with self._lock:
@@ -136,7 +140,7 @@ class DeviceSession:
         # For good: what the workers could not finish stays as it is.
         self._lock.acquire()
         if self._options.debug:
-            log.debug("requests: %s", _counted(self.counts))
+            log.debug("requests: %s", self.counted())
         request = self._fs.syncfs()
         with contextlib.suppress(StopIteration):
             step = request.send(None)
@@ -372,7 +376,3 @@ class DeviceSession:
             # ENOENT: nobody waits for it any more.
             if error.errno not in (*_DISCONNECTED, errno.ENOENT):
                 log.warning("a reply was refused: %s", error)
-
-
-def _counted(counts: Counter[int]) -> str:
-    return " ".join(f"{opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))

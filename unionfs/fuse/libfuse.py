@@ -123,6 +123,9 @@ class PyfuseSession:
             with contextlib.suppress(trio.RunFinishedError):
                 self._trio.run_sync_soon(pyfuse3.terminate)
 
+    def counted(self) -> str:
+        return ""
+
     def close(self, *, unmount: bool) -> None:
         pyfuse3.close(unmount=unmount)
 

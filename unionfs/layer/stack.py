@@ -42,6 +42,7 @@ class LayerStack:
         self.descriptors = Descriptors()
         self._files.callback(self.descriptors.close)
         self.marks = Marks(user=options.userxattr or not may_use_trusted())
+        self._maps_ids = bool(options.uidmapping or options.gidmapping)
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
         self.work: WorkDirectory | None = None
@@ -145,7 +146,16 @@ class LayerStack:
             marks=self.marks,
             uuid=opened.uuid,
             descriptors=self.descriptors,
+            idmapped=self._is_idmapped(opened),
         )
+
+    def _is_idmapped(self, opened: _Opened) -> bool:
+        """Say whether *opened* lies on a mount that an engine may have idmapped for this union.
+
+        Only where ids are mapped, and in the first user namespace: in another nobody can
+        make such mounts, and one that is there has another purpose (systemd-homed(8), say).
+        """
+        return self._maps_ids and opened.mount_id in idmapped_mounts() and is_first_namespace()
 
     def _open_writable(self, upper: _Opened, work: _Opened, *, volatile: bool) -> None:
         if upper.stat.st_dev != work.stat.st_dev:
@@ -164,6 +174,7 @@ class LayerStack:
             marks=self.marks,
             uuid=upper.uuid,
             descriptors=self.descriptors,
+            idmapped=self._is_idmapped(upper),
         )
         self.work = WorkDirectory(work.path, work_fd, self.marks, volatile=volatile)
         self.work.check(upper)
@@ -198,6 +209,12 @@ class _Opened:
         self.fd = fd
         self.stat = os.fstat(fd)
         self.uuid = uuid
+
+    @property
+    def mount_id(self) -> bytes:
+        """The number of the mount it lies on, as mountinfo has it."""
+        with open(f"/proc/self/fdinfo/{self.fd}", "rb") as file:
+            return next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
 
     @classmethod
     def open(cls, option: str, path: bytes, files: contextlib.ExitStack) -> _Opened:
@@ -297,11 +314,23 @@ def _isolate_pair(
     return found[0], found[1]
 
 
+def is_first_namespace() -> bool:
+    """Say whether our user namespace is the first, in which ids are what they are."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def idmapped_mounts() -> frozenset[bytes]:
+    """Return the numbers of the mounts whose owners the kernel maps (mount_setattr(2))."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split(b" ", 6) for line in file]
+    return frozenset(one[0] for one in fields if b"idmapped" in one[5].split(b","))
+
+
 def may_use_trusted() -> bool:
     """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
-    with open("/proc/self/uid_map", "rb") as file:
-        if file.read().split() != [b"0", b"0", b"4294967295"]:
-            return False
+    if not is_first_namespace():
+        return False
     with open("/proc/self/status", "rb") as file:
         for line in file:
             if line.startswith(b"CapEff:"):

@@ -48,6 +48,9 @@ class Descriptors:
         self._limit = min(_MOST_DIRECTORIES, soft // 4)
         self._open: OrderedDict[Directory, None] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def put(self, directory: Directory, fd: int) -> None:
         """Let *directory* be open as *fd*; close another when there are too many."""
         directory.descriptor = fd
@@ -86,7 +89,17 @@ class Layer:
     ``index`` is 0 for the upper layer; lower ones count from 1, topmost first.
     """
 
-    __slots__ = ("descriptors", "index", "isolated", "marks", "path", "root", "root_fd", "uuid")
+    __slots__ = (
+        "descriptors",
+        "idmapped",
+        "index",
+        "isolated",
+        "marks",
+        "path",
+        "root",
+        "root_fd",
+        "uuid",
+    )
 
     def __init__(
         self,
@@ -98,11 +111,14 @@ class Layer:
         marks: Marks,
         uuid: bytes | None,
         descriptors: Descriptors,
+        idmapped: bool = False,
     ) -> None:
         self.index = index
         self.path = path
         self.root_fd = root_fd
         self.isolated = isolated
+        #: Whether the kernel maps owners already, by what an engine has mounted for us.
+        self.idmapped = idmapped
         self.marks = marks
         self.uuid = uuid
         self.descriptors = descriptors

@@ -143,7 +143,9 @@ def get_xattr(tree: MergedTree, node: Node, name: bytes) -> bytes:
         if opened is not None and not opened.may_strip:
             fail(errno.ENODATA)  # the kernel asks before the first write to each file
     with tree.object(node) as target:
-        return os.getxattr(target, stored)
+        value = os.getxattr(target, stored)
+    mapping = None if tree.mapping is None else tree.mapping_of(tree.layer_of(node))
+    return value if mapping is None else mapping.shown_value(name, value)
 
 
 def list_xattrs(tree: MergedTree, node: Node, caller: Caller) -> list[bytes]:
@@ -167,6 +169,9 @@ async def set_xattr(
     stored = tree.marks.stored(name)
     if stored is None:
         fail(errno.EPERM)
+    mapping = tree.mapping_of(tree.upper_layer)
+    if mapping is not None:
+        value = mapping.stored_value(name, value)
     with tree.object(node) as target:
         _check_flags(target, stored, flags)
     await copy_up(tree, node)
@@ -202,7 +207,8 @@ def _drop_foreign_group(tree: MergedTree, node: Node, target: bytes | int, calle
     status = tree.status(node)
     if not status.st_mode & stat.S_ISGID:
         return
-    if caller.uid != 0 and status.st_gid not in (caller.gid, *_supplementary_groups(caller.pid)):
+    group = tree.attr(node, status).gid
+    if caller.uid != 0 and group not in (caller.gid, *_supplementary_groups(caller.pid)):
         os.chmod(target, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
 
 

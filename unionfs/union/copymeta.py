@@ -60,18 +60,26 @@ def set_owner(tree: MergedTree, target: bytes | int, uid: int | None, gid: int |
     for wanted, shown in ((uid, options.squash_to_uid), (gid, options.squash_to_gid)):
         if shown is not None and wanted not in (None, shown):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
-    new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
+    new_uid = -1 if uid is None or options.squash_to_uid is not None else tree.stored_uid(uid)
+    new_gid = -1 if gid is None or options.squash_to_gid is not None else tree.stored_gid(gid)
     os.chown(target, new_uid, new_gid)
 
 
 def copy_owner(
-    tree: MergedTree, target: bytes | int, status: os.stat_result, own: os.stat_result
+    tree: MergedTree,
+    target: bytes | int,
+    layer: Layer,
+    status: os.stat_result,
+    own: os.stat_result,
 ) -> None:
-    """Give *target* the owner, which *own* has so far; squashed ones stay the daemon's on disk."""
+    """Give *target*, whose owner is *own*'s so far, the one that *status* has on *layer*.
+
+    Squashed ones stay the daemon's on disk.
+    """
     options = tree.options
-    uid = own.st_uid if options.squash_to_uid is not None else status.st_uid
-    gid = own.st_gid if options.squash_to_gid is not None else status.st_gid
+    uid, gid = tree.crossing(layer).owner(status.st_uid, status.st_gid)
+    uid = own.st_uid if options.squash_to_uid is not None else uid
+    gid = own.st_gid if options.squash_to_gid is not None else gid
     if (uid, gid) == (own.st_uid, own.st_gid):
         return
     try:
@@ -88,14 +96,16 @@ def copy_owner(
 
 def copy_xattrs(
     tree: MergedTree,
+    layer: Layer,
     source: bytes | int,
     target: bytes | int,
     names: list[bytes] | None = None,
 ) -> None:
     """Copy all attributes but our marks; escaped ones of a nested overlay are not ours.
 
-    *names* are those of *source*, if they were just read.
+    *source* is on *layer*; *names* are its attributes', if they were just read.
     """
+    crossing = tree.crossing(layer)
     for name in xattrs.names(source, follow=True) if names is None else names:
         if tree.marks.shown(name) is None:
             continue
@@ -103,6 +113,7 @@ def copy_xattrs(
         if value is None:
             continue
         try:
+            value = crossing.value(name, value)
             xattrs.write(target, name, value, follow=isinstance(target, int))
         except OSError as error:
             optional = name not in _REQUIRED and not name.startswith(b"security.")

@@ -220,8 +220,9 @@ async def _copy_regular(
             else:
                 await _wait(node, copy_data, source, target, wanted)
             copy_flags(source, target)
-            copy_owner(tree, target, status, own)
-            copy_xattrs(tree, source, target, names)
+            layer = tree.layer_of(node)
+            copy_owner(tree, target, layer, status, own)
+            copy_xattrs(tree, layer, source, target, names)
             mark_protected(tree, node, target, source)
             if node.lower_place is not None:
                 mark_origin(tree, target, node.lower_place.layer, (source, b""))
@@ -278,9 +279,10 @@ def _copy_special(
         os.mknod(name, node.kind | 0o600, status.st_rdev, dir_fd=work.fd)
     path = work.path_of(name)
     own = os.lstat(path)
-    copy_owner(tree, path, status, own)
+    layer = tree.layer_of(node)
+    copy_owner(tree, path, layer, status, own)
     with tree.object(node) as source:
-        copy_xattrs(tree, source, path)
+        copy_xattrs(tree, layer, source, path)
     if node.lower_place is not None:
         mark_origin(tree, path, node.lower_place.layer, (dirfd, lower_name))
     if not stat.S_ISLNK(node.kind):

@@ -49,6 +49,13 @@ class UnionFS:
     def connect(self, kernel: Kernel) -> None:
         self._tree.kernel = kernel
 
+    def statistics(self) -> str:
+        """Return what is held in memory: nodes, files and directories that are open."""
+        directories = len(self._tree.stack.descriptors)
+        return (
+            f"{len(self._nodes)} nodes, {len(self._files)} files and {directories} directories open"
+        )
+
     # Nodes
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
@@ -147,17 +154,26 @@ class UnionFS:
 
     # Names
 
+    def _maker(self, caller: Caller) -> Caller:
+        """Return *caller* by the ids that what it makes has on disk; EOVERFLOW without such."""
+        tree = self._tree
+        if tree.mapping is None:
+            return caller
+        return caller._replace(uid=tree.stored_uid(caller.uid), gid=tree.stored_gid(caller.gid))
+
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
-        directory = self._nodes.directory(parent)
-        return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, caller))
+        directory, maker = self._nodes.directory(parent), self._maker(caller)
+        return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, maker))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(*create.create_directory(self._tree, directory, name, mode, caller))
+        maker = self._maker(caller)
+        return self._entry(*create.create_directory(self._tree, directory, name, mode, maker))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(*create.create_symlink(self._tree, directory, name, target, caller))
+        maker = self._maker(caller)
+        return self._entry(*create.create_symlink(self._tree, directory, name, target, maker))
 
     async def link(self, node: int, parent: int, name: bytes) -> Entry:
         found = self._nodes.file(node)
@@ -182,12 +198,12 @@ class UnionFS:
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        made = create.create_file(self._tree, directory, name, mode, caller)
+        made = create.create_file(self._tree, directory, name, mode, self._maker(caller))
         return self._created(*made, flags)
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        made = create.create_nameless(self._tree, directory, mode, flags, caller)
+        made = create.create_nameless(self._tree, directory, mode, flags, self._maker(caller))
         return self._created(*made, flags)
 
     def _created(

@@ -213,7 +213,7 @@ def _clear(
     detached.append(temporary)  # the new one should this fail, else the old one
     path = work.path_of(temporary)
     os.chown(path, status.st_uid, status.st_gid)
-    copy_xattrs(tree, xattrs.fd_path(node.upper.fd()), path)
+    copy_xattrs(tree, node.upper.layer, xattrs.fd_path(node.upper.fd()), path)
     whiteouts.set_opaque(tree.marks, path)
     os.chmod(path, stat.S_IMODE(status.st_mode))
     syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)

@@ -20,6 +20,7 @@ from unionfs.log import Log
 from unionfs.union import merge, whiteouts
 from unionfs.union.freshness import Freshness
 from unionfs.union.links import read_extra_links
+from unionfs.union.mapping import Crossing, Mapping
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.sieve import Sieves
 from unionfs.union.table import NodeTable, Numbers
@@ -81,13 +82,17 @@ class MergedTree:
         self.freshness = Freshness(options)
         self.sieves = Sieves(self.freshness.lifetime)
         self.identity = Identity.of_process()
+        self.mapping = Mapping.of(options)
+        squashed = options.squash_to_uid, options.squash_to_gid
+        self._shows_owners = self.mapping is None and squashed == (None, None)
         self.nodes = NodeTable(*self._root(), self.sieves, self.freshness)
         self.kernel: Kernel | None = None
         self._reported: set[str] = set()
 
     def _root(self) -> tuple[DirNode, Numbers]:
         layers = [layer for layer in (self.stack.upper, *self.stack.lowers) if layer is not None]
-        numbers = Numbers([os.fstat(layer.root_fd).st_dev for layer in layers])
+        devices = [os.fstat(layer.root_fd).st_dev for layer in layers]
+        numbers = Numbers(devices, ino32_t=self.options.ino32_t)
         upper = None if self.stack.upper is None else self.stack.upper.root
         lowers: list[Directory] = []
         for layer in layers:
@@ -212,12 +217,27 @@ class MergedTree:
         top = node.top()
         return (top.layer.root_fd, b".") if top.parent is None else (top.parent.fd(), top.name)
 
-    def layer_of(self, node: FileNode) -> Layer:
+    def layer_of(self, node: Node) -> Layer:
         """Return the layer that has what *node* shows."""
+        if isinstance(node, DirNode):
+            return node.top().layer
+        assert isinstance(node, FileNode)
         place = None if node.upper else node.lower_place
         layer = self.stack.upper if place is None else place.layer
         assert layer is not None
         return layer
+
+    def mapping_of(self, layer: Layer) -> Mapping | None:
+        """Return how ids of *layer* are shown, ``None`` where they are what they are.
+
+        The kernel has mapped those of a mount that is idmapped already: an engine that makes
+        such mounts may give the mapping, too, and means one.
+        """
+        return None if layer.idmapped else self.mapping
+
+    def crossing(self, layer: Layer) -> Crossing:
+        """Return what ids of *layer* are in the upper layer."""
+        return Crossing(self.mapping_of(layer), self.mapping_of(self.upper_layer))
 
     def is_elsewhere(self, node: Node) -> bool:
         """Say whether *node* shows another object than lies under its names: in the index."""
@@ -319,14 +339,38 @@ class MergedTree:
         """Return the attributes that *node* shows; *status* are its layer's, if just read."""
         if status is None:
             status = self.status(node)
-        options = self.options
-        return Attr(
-            node.ino,
-            self._nlink(node, status),
-            status.st_uid if options.squash_to_uid is None else options.squash_to_uid,
-            status.st_gid if options.squash_to_gid is None else options.squash_to_gid,
-            status,
+        uid, gid = status.st_uid, status.st_gid
+        if not self._shows_owners:
+            uid, gid = self.shown_owner(node, uid, gid)
+        return Attr(node.ino, self._nlink(node, status), uid, gid, status)
+
+    def shown_owner(self, node: Node, uid: int, gid: int) -> tuple[int, int]:
+        """Return what users see of the owner that *node* has on its layer."""
+        mapping = self.mapping
+        if mapping is not None and not self.layer_of(node).idmapped:
+            uid, gid = mapping.users.shown(uid), mapping.groups.shown(gid)
+        squash_to_uid, squash_to_gid = self.options.squash_to_uid, self.options.squash_to_gid
+        return (
+            uid if squash_to_uid is None else squash_to_uid,
+            gid if squash_to_gid is None else squash_to_gid,
         )
+
+    def stored_uid(self, uid: int) -> int:
+        """Return what a user that users see is in the upper layer; EOVERFLOW for nothing.
+
+        Squashed ones are not stored, so that they need not be there.
+        """
+        mapping = self.mapping_of(self.upper_layer)
+        if mapping is None or self.options.squash_to_uid is not None:
+            return uid
+        return mapping.users.stored(uid)
+
+    def stored_gid(self, gid: int) -> int:
+        """Return the same for a group."""
+        mapping = self.mapping_of(self.upper_layer)
+        if mapping is None or self.options.squash_to_gid is not None:
+            return gid
+        return mapping.groups.stored(gid)
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
         if node.removed:
@@ -334,7 +378,8 @@ class MergedTree:
         if isinstance(node, FileNode):
             return max(status.st_nlink + node.extra_links, 1)
         # A merged directory does not count its subdirectories, as overlayfs's does not.
-        return 1 if isinstance(node, DirNode) and node.merged else status.st_nlink
+        one = isinstance(node, DirNode) and (node.merged or self.options.static_nlink)
+        return 1 if one else status.st_nlink
 
 
 def _parent(node: Node) -> DirNode:
