@@ -246,7 +246,7 @@ def test_a_killed_daemon_is_the_loss_of_its_own_container_only(docker: Docker) -
     upper = docker.inspect("container", "struck")["GraphDriver"]["Data"]["UpperDir"]
     wait_for(lambda: os.path.lexists(f"{upper}/etc/words"))
     docker.ground.run("kill", "-KILL", daemon(docker.ground, upper))
-    assert "not connected" in docker("exec", "struck", "cat", "/written", status=126)
+    assert "not connected" in docker("exec", "struck", "/bin/cat", "/written", status=126)
     assert docker("exec", "bystander", "cat", "/written") == "whole"
     assert Path(f"{upper}/written").read_text() == "whole\n"
     docker("rm", "--force", "struck")
