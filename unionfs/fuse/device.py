@@ -214,7 +214,8 @@ class DeviceSession:
         """
         timeouts = Timeouts(*map(Valid.of, self._options.timeouts()))
         changing = self._options.layers_change
-        wanted = _WANTED & ~NOT_WANTED if changing else _WANTED
+        own = _WANTED & ~Init.POSIX_ACL if self._options.noacl else _WANTED
+        wanted = own & ~NOT_WANTED if changing else own
         if self._options.passthrough != "off" and mounting.may_pass_through():
             self._passthrough = bool(offered & Init.PASSTHROUGH)
         if self._passthrough or changing:
@@ -225,7 +226,7 @@ class DeviceSession:
             # With this, OPEN does the truncation; so it must not be answered ENOSYS.
             return offered & (wanted | Init.ATOMIC_O_TRUNC)
         self._handlers = OpenlessRequests(self._fs, timeouts).handlers()
-        return offered & (_WANTED | Init.NO_OPEN_SUPPORT)
+        return offered & (own | Init.NO_OPEN_SUPPORT)
 
     def _read(self, buffer: bytearray) -> int:
         """Read one request into *buffer*; its size, 0 when the mount is gone."""

@@ -16,8 +16,10 @@ from typing import Final
 
 from unionfs.errors import LayerError, UsageError
 from unionfs.layer import handles, syscalls
+from unionfs.layer.descriptors import Descriptors
 from unionfs.layer.overlap import refuse_overlaps
-from unionfs.layer.tree import Descriptors, Layer
+from unionfs.layer.override import FORMS, Override
+from unionfs.layer.tree import Layer
 from unionfs.layer.workdir import WorkDirectory
 from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
@@ -42,6 +44,8 @@ class LayerStack:
         self.descriptors = Descriptors()
         self._files.callback(self.descriptors.close)
         self.marks = Marks(user=options.userxattr or not may_use_trusted())
+        #: Where the upper layer keeps owners, if it does not tell by itself.
+        self._form = FORMS.get(options.xattr_permissions)
         self._maps_ids = bool(options.uidmapping or options.gidmapping)
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
@@ -114,6 +118,18 @@ class LayerStack:
             except OSError as error:
                 reason = f"{os.fsdecode(error.filename or b'')}: {error.strerror}"
                 raise LayerError("workdir", self.work.path, reason) from error
+            self._begin_override()
+
+    def _begin_override(self) -> None:
+        assert self.upper is not None
+        if self.upper.override is None:
+            return
+        try:
+            self.upper.override.begin(self.upper.root_fd)
+        except OSError as error:
+            name = os.fsdecode(self.upper.override.name)
+            reason = f"cannot keep owners in {name}: {error.strerror}"
+            raise LayerError("upperdir", self.upper.path, reason) from error
 
     def decode(self, origin: bytes) -> os.stat_result | None:
         """Return the attributes of the lower object that *origin* names, ``None`` without one."""
@@ -147,6 +163,7 @@ class LayerStack:
             uuid=opened.uuid,
             descriptors=self.descriptors,
             idmapped=self._is_idmapped(opened),
+            override=Override.of_layer(opened.fd),
         )
 
     def _is_idmapped(self, opened: _Opened) -> bool:
@@ -175,6 +192,7 @@ class LayerStack:
             uuid=upper.uuid,
             descriptors=self.descriptors,
             idmapped=self._is_idmapped(upper),
+            override=Override.of_layer(upper.fd, self._form),
         )
         self.work = WorkDirectory(work.path, work_fd, self.marks, volatile=volatile)
         self.work.check(upper)

@@ -3,7 +3,7 @@
 The rule is the kernel's for idmapped mounts (Documentation/filesystems/idmappings.rst): an
 id that no range has is shown as the overflow id, and what would have to be stored under an
 id that no range shows is refused with EOVERFLOW. Of ranges that overlap the first counts,
-as in fuse-overlayfs.
+as in fuse-overlayfs. A squashed owner (``squash_to_uid=`` and others) is shown in place of any.
 
 Ids stand in attributes, in POSIX ACLs and in ``security.capability``, which tells whose root
 a file's capabilities are for.
@@ -21,6 +21,7 @@ from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from unionfs.layer.tree import Layer
     from unionfs.options import IdRange, MountOptions
 
 #: What the kernel has where nobody changed it.
@@ -113,6 +114,60 @@ class Crossing:
         if self._source is not None:
             value = self._source.shown_value(name, value)
         return value if self._target is None else self._target.stored_value(name, value)
+
+
+class Owners:
+    """Who owns what: as the layers of a union have it, and as users see it."""
+
+    __slots__ = ("_mapping", "_options", "_upper", "as_stored")
+
+    def __init__(self, options: MountOptions, upper: Layer | None) -> None:
+        self._options = options
+        self._mapping = Mapping.of(options)
+        self._upper = upper
+        squashed = options.squash_to_uid, options.squash_to_gid
+        #: Whether users see what layers have.
+        self.as_stored = self._mapping is None and squashed == (None, None)
+
+    def mapping_of(self, layer: Layer | None) -> Mapping | None:
+        """Return how ids of *layer* are shown, ``None`` where they are what they are.
+
+        The kernel has mapped those of a mount that is idmapped already: an engine that makes
+        such mounts may give the mapping, too, and means one.
+        """
+        return None if layer is None or layer.idmapped else self._mapping
+
+    def crossing(self, layer: Layer) -> Crossing:
+        """Return what ids of *layer* are in the upper layer."""
+        return Crossing(self.mapping_of(layer), self.mapping_of(self._upper))
+
+    def shown(self, layer: Layer, uid: int, gid: int) -> tuple[int, int]:
+        """Return what users see of an owner on *layer*: squashed, or else mapped."""
+        mapping = self.mapping_of(layer)
+        if mapping is not None:
+            uid, gid = mapping.users.shown(uid), mapping.groups.shown(gid)
+        squash_to_uid, squash_to_gid = self._options.squash_to_uid, self._options.squash_to_gid
+        return (
+            uid if squash_to_uid is None else squash_to_uid,
+            gid if squash_to_gid is None else squash_to_gid,
+        )
+
+    def stored_uid(self, uid: int) -> int:
+        """Return what a user that users see is in the upper layer; EOVERFLOW for nothing.
+
+        Squashed ones are not stored, so that they need not be there.
+        """
+        mapping = self.mapping_of(self._upper)
+        if mapping is None or self._options.squash_to_uid is not None:
+            return uid
+        return mapping.users.stored(uid)
+
+    def stored_gid(self, gid: int) -> int:
+        """Return the same for a group."""
+        mapping = self.mapping_of(self._upper)
+        if mapping is None or self._options.squash_to_gid is not None:
+            return gid
+        return mapping.groups.stored(gid)
 
 
 def _overflow_id(name: str) -> int:

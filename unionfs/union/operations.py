@@ -6,6 +6,7 @@ nodes entries. See ``fuse.interface.FileSystem`` for what each method promises.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +32,7 @@ from unionfs.union.listing import Listings
 from unionfs.union.lookup import look
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.rename import rename
-from unionfs.union.tree import MergedTree
+from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
 
 
@@ -40,6 +41,7 @@ class UnionFS:
 
     def __init__(self, stack: LayerStack, options: MountOptions) -> None:
         self.timeout = options.timeout
+        self._without_xattrs = options.noxattrs
         self._tree = MergedTree(stack, options)
         remove_orphans(self._tree)
         self._nodes = self._tree.nodes
@@ -88,19 +90,28 @@ class UnionFS:
         status = await attributes.set_attributes(self._tree, found, changes)
         return self._tree.attr(found, status)
 
+    def _refuse_xattrs(self) -> None:
+        """Raise ENOSYS where there are to be none: the kernel asks no more."""
+        if self._without_xattrs:
+            fail(errno.ENOSYS)
+
     def getxattr(self, node: int, name: bytes) -> bytes:
+        self._refuse_xattrs()
         return attributes.get_xattr(self._tree, self._nodes.get(node), name)
 
     def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
+        self._refuse_xattrs()
         return attributes.list_xattrs(self._tree, self._nodes.get(node), caller)
 
     async def setxattr(
         self, node: int, name: bytes, value: bytes, flags: int, caller: Caller
     ) -> None:
+        self._refuse_xattrs()
         found = self._nodes.get(node)
         await attributes.set_xattr(self._tree, found, name, value, flags, caller)
 
     async def removexattr(self, node: int, name: bytes) -> None:
+        self._refuse_xattrs()
         await attributes.remove_xattr(self._tree, self._nodes.get(node), name)
 
     def readlink(self, node: int) -> bytes:
@@ -156,10 +167,11 @@ class UnionFS:
 
     def _maker(self, caller: Caller) -> Caller:
         """Return *caller* by the ids that what it makes has on disk; EOVERFLOW without such."""
-        tree = self._tree
-        if tree.mapping is None:
+        owners = self._tree.owners
+        if owners.as_stored:
             return caller
-        return caller._replace(uid=tree.stored_uid(caller.uid), gid=tree.stored_gid(caller.gid))
+        uid, gid = owners.stored_uid(caller.uid), owners.stored_gid(caller.gid)
+        return caller._replace(uid=uid, gid=gid)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         directory, maker = self._nodes.directory(parent), self._maker(caller)

@@ -20,7 +20,7 @@ from unionfs.log import Log
 from unionfs.union import merge, whiteouts
 from unionfs.union.freshness import Freshness
 from unionfs.union.links import read_extra_links
-from unionfs.union.mapping import Crossing, Mapping
+from unionfs.union.mapping import Owners
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.sieve import Sieves
 from unionfs.union.table import NodeTable, Numbers
@@ -82,9 +82,13 @@ class MergedTree:
         self.freshness = Freshness(options)
         self.sieves = Sieves(self.freshness.lifetime)
         self.identity = Identity.of_process()
-        self.mapping = Mapping.of(options)
-        squashed = options.squash_to_uid, options.squash_to_gid
-        self._shows_owners = self.mapping is None and squashed == (None, None)
+        self.owners = Owners(options, stack.upper)
+        layers = [layer for layer in (stack.upper, *stack.lowers) if layer is not None]
+        #: Whether what inodes say is what is meant, on all layers.
+        self._inodes_tell = all(layer.override is None for layer in layers)
+        upper_tells = stack.upper is None or stack.upper.override is None
+        #: Whether there are POSIX ACLs: a layer that keeps modes elsewhere cannot have them.
+        self.acls = upper_tells and not options.noacl
         self.nodes = NodeTable(*self._root(), self.sieves, self.freshness)
         self.kernel: Kernel | None = None
         self._reported: set[str] = set()
@@ -189,7 +193,9 @@ class MergedTree:
             if error.errno in ABSENT:
                 return None
             raise
-        return status if same_as is None or os.path.samestat(status, same_as) else None
+        if same_as is not None and not os.path.samestat(status, same_as):
+            return None
+        return self.upper_layer.meant(status, self.index_path(index))
 
     def index_path(self, index: bytes) -> bytes:
         """Return the path that leads to an entry of the index."""
@@ -227,18 +233,6 @@ class MergedTree:
         assert layer is not None
         return layer
 
-    def mapping_of(self, layer: Layer) -> Mapping | None:
-        """Return how ids of *layer* are shown, ``None`` where they are what they are.
-
-        The kernel has mapped those of a mount that is idmapped already: an engine that makes
-        such mounts may give the mapping, too, and means one.
-        """
-        return None if layer.idmapped else self.mapping
-
-    def crossing(self, layer: Layer) -> Crossing:
-        """Return what ids of *layer* are in the upper layer."""
-        return Crossing(self.mapping_of(layer), self.mapping_of(self.upper_layer))
-
     def is_elsewhere(self, node: Node) -> bool:
         """Say whether *node* shows another object than lies under its names: in the index."""
         return isinstance(node, FileNode) and node.index is not None
@@ -258,10 +252,21 @@ class MergedTree:
         Raises ESTALE where another object lies in its place: the kernel then looks again.
         """
         if isinstance(node, FileNode) and node.opened is not None:
-            return os.fstat(node.opened.fd)
+            status = os.fstat(node.opened.fd)
+            return status if self._inodes_tell else self._meant(node, status)
         status = self.status_in_place(node)
         self._refuse_another(node, status)
         return status
+
+    def _meant(self, node: Node, status: os.stat_result) -> os.stat_result:
+        """Return *status*, of what *node* shows, as its layer means it."""
+        layer = self.layer_of(node)
+        if layer.override is None:
+            return status
+        held = self.held(node)
+        if held >= 0:
+            return layer.meant(status, xattrs.fd_path(held), follow=True)
+        return layer.meant(status, xattrs.entry_path(*self.location(node)))
 
     def _refuse_another(self, node: Node, status: os.stat_result) -> None:
         """Raise ESTALE unless *status* is of what *node* stands for, or that was seen lately."""
@@ -271,17 +276,20 @@ class MergedTree:
     def status_in_place(self, node: Node) -> os.stat_result:
         """Return the attributes of what lies where *node* was found, whatever it is by now."""
         if node.pinned >= 0:
-            return os.fstat(node.pinned)
-        if isinstance(node, DirNode):
+            status = os.fstat(node.pinned)
+        elif isinstance(node, DirNode):
             top = node.top()
             if top.descriptor < 0 and top.parent is not None and top.layer.isolated:
                 # Need not be opened for this; elsewhere that tells what is mounted on it.
-                return os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
-            return os.fstat(top.fd())
-        if isinstance(node, FileNode) and node.opened is not None:
-            return os.fstat(node.opened.fd)
-        dirfd, name = self.location(node)
-        return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+                status = os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
+            else:
+                status = os.fstat(top.fd())
+        elif isinstance(node, FileNode) and node.opened is not None:
+            status = os.fstat(node.opened.fd)
+        else:
+            dirfd, name = self.location(node)
+            status = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+        return status if self._inodes_tell else self._meant(node, status)
 
     def held(self, node: Node) -> int:
         """Return a descriptor that leads to what *node* shows, -1 without one."""
@@ -324,7 +332,9 @@ class MergedTree:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
         if not self.freshness.holds(node):
             try:
-                self._refuse_another(node, os.fstat(fd))
+                path = xattrs.fd_path(fd)
+                status = self.layer_of(node).meant(os.fstat(fd), path, follow=True)
+                self._refuse_another(node, status)
             except OSError:
                 os.close(fd)
                 raise
@@ -340,37 +350,9 @@ class MergedTree:
         if status is None:
             status = self.status(node)
         uid, gid = status.st_uid, status.st_gid
-        if not self._shows_owners:
-            uid, gid = self.shown_owner(node, uid, gid)
+        if not self.owners.as_stored:
+            uid, gid = self.owners.shown(self.layer_of(node), uid, gid)
         return Attr(node.ino, self._nlink(node, status), uid, gid, status)
-
-    def shown_owner(self, node: Node, uid: int, gid: int) -> tuple[int, int]:
-        """Return what users see of the owner that *node* has on its layer."""
-        mapping = self.mapping
-        if mapping is not None and not self.layer_of(node).idmapped:
-            uid, gid = mapping.users.shown(uid), mapping.groups.shown(gid)
-        squash_to_uid, squash_to_gid = self.options.squash_to_uid, self.options.squash_to_gid
-        return (
-            uid if squash_to_uid is None else squash_to_uid,
-            gid if squash_to_gid is None else squash_to_gid,
-        )
-
-    def stored_uid(self, uid: int) -> int:
-        """Return what a user that users see is in the upper layer; EOVERFLOW for nothing.
-
-        Squashed ones are not stored, so that they need not be there.
-        """
-        mapping = self.mapping_of(self.upper_layer)
-        if mapping is None or self.options.squash_to_uid is not None:
-            return uid
-        return mapping.users.stored(uid)
-
-    def stored_gid(self, gid: int) -> int:
-        """Return the same for a group."""
-        mapping = self.mapping_of(self.upper_layer)
-        if mapping is None or self.options.squash_to_gid is not None:
-            return gid
-        return mapping.groups.stored(gid)
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
         if node.removed:
