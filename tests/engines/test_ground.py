@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,3 +80,21 @@ def test_nothing_is_left_of_killed_tests() -> None:
     while left := left_of(base):
         assert time.monotonic() < end, left
         time.sleep(0.05)
+
+
+def test_a_project_in_a_closed_home_is_open_to_its_user(scratch: Path) -> None:
+    """Where only root may pass, the ground shows the way to the project and nothing else."""
+    closed = scratch / "closed"
+    shutil.copytree(REPOSITORY / "tests/engines", closed / "project/tests/engines")
+    (closed / "secret").touch()
+    closed.chmod(0o700)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from tests.engines.ground import REPOSITORY, Ground; ground = Ground();"
+        "print(ground.run('ls', str(REPOSITORY.parent), str(REPOSITORY), user=True));"
+        "ground.close()"
+    )
+    command = [sys.executable, "-P", "-c", program, str(closed / "project")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1::2] == ["project", "tests"], done.stdout
