@@ -84,17 +84,18 @@ def test_nothing_is_left_of_killed_tests() -> None:
 
 def test_a_project_in_a_closed_home_is_open_to_its_user(scratch: Path) -> None:
     """Where only root may pass, the ground shows the way to the project and nothing else."""
-    closed = scratch / "closed"
-    shutil.copytree(REPOSITORY / "tests/engines", closed / "project/tests/engines")
-    (closed / "secret").touch()
-    closed.chmod(0o700)
+    project = scratch / "closed/project"
+    shutil.copytree(REPOSITORY / "tests/engines", project / "tests/engines")
+    (scratch / "closed/secret").touch()
+    (scratch / "closed").chmod(0o700)
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]);"
-        "from tests.engines.ground import REPOSITORY, Ground; ground = Ground();"
-        "print(ground.run('ls', str(REPOSITORY.parent), str(REPOSITORY), user=True));"
-        "ground.close()"
+        "import importlib.util, sys; path = sys.argv[1] + '/tests/engines/ground.py';"
+        "spec = importlib.util.spec_from_file_location('ground', path);"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module);"
+        "ground = module.Ground(); project = sys.argv[1];"
+        "print(ground.run('ls', project + '/..', project, user=True)); ground.close()"
     )
-    command = [sys.executable, "-P", "-c", program, str(closed / "project")]
+    command = [sys.executable, "-S", "-c", program, str(project)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[1::2] == ["project", "tests"], done.stdout
+    assert done.stdout.split() == [f"{project}:", "tests", f"{project}/..:", "project"]
