@@ -94,16 +94,17 @@ def test_a_lower_tells_by_its_root(layers: Layers, union: Mount, name: str) -> N
     fill(layers.lowers[0], name)
     kept(build.write(layers.lowers[1] / "below", "x"), "1:1:0600:file", name)
     root = union().root
+    for _ in range(4):  # with attributes and, when nobody wants them, without
+        listing = system.Listing(root)
+        listed = {entry: kind for entry, _, kind in listing.rest()}
+        listing.close()
+        assert listed[b"null"] == stat.S_IFCHR >> 12
+        assert listed[b"pipe"] == stat.S_IFIFO >> 12
+        assert listed[b"file"] == stat.S_IFREG >> 12
     assert show(root) == SEEN
     assert (root / "null").stat().st_rdev == os.makedev(1, 3)
     assert (root / "disk").stat().st_rdev == os.makedev(8, 16)
     assert seen(root / "below") == (0, 0, "-rwxr-xr-x"), "its layer's root says nothing"
-    listing = system.Listing(root)
-    listed = {entry: kind for entry, _, kind in listing.rest()}
-    listing.close()
-    assert listed[b"null"] == stat.S_IFCHR >> 12
-    assert listed[b"pipe"] == stat.S_IFIFO >> 12
-    assert listed[b"file"] == stat.S_IFREG >> 12
     for path in ("file", "dir", "."):
         assert name not in os.listxattr(root / path)
         assert attempt(os.getxattr, root / path, name).error == "ENODATA"
@@ -364,7 +365,17 @@ def test_values_of_every_form(tmp_path: Path, text: str, recorded: Recorded | No
     assert parse(found.packed(), file.stat()) == found
 
 
-@pytest.mark.parametrize("text", ["", "0:0", "a:0:644", "0:0:999", "0:0:644:bogus", "-1:0:644"])
+TOO_LARGE = [
+    "4294967295:0:644",
+    "0:9999999999:644",
+    "0:0:600:char-4096-0",
+    "0:0:600:block-1-1048576",
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0:0", "a:0:644", "0:0:999", "0:0:644:bogus", "-1:0:644", *TOO_LARGE]
+)
 def test_a_malformed_value_is_an_error_and_not_root(
     layers: Layers, union: Mount, text: str
 ) -> None:
