@@ -94,13 +94,6 @@ def test_a_lower_tells_by_its_root(layers: Layers, union: Mount, name: str) -> N
     fill(layers.lowers[0], name)
     kept(build.write(layers.lowers[1] / "below", "x"), "1:1:0600:file", name)
     root = union().root
-    for _ in range(4):  # with attributes and, when nobody wants them, without
-        listing = system.Listing(root)
-        listed = {entry: kind for entry, _, kind in listing.rest()}
-        listing.close()
-        assert listed[b"null"] == stat.S_IFCHR >> 12
-        assert listed[b"pipe"] == stat.S_IFIFO >> 12
-        assert listed[b"file"] == stat.S_IFREG >> 12
     assert show(root) == SEEN
     assert (root / "null").stat().st_rdev == os.makedev(1, 3)
     assert (root / "disk").stat().st_rdev == os.makedev(8, 16)
@@ -108,6 +101,25 @@ def test_a_lower_tells_by_its_root(layers: Layers, union: Mount, name: str) -> N
     for path in ("file", "dir", "."):
         assert name not in os.listxattr(root / path)
         assert attempt(os.getxattr, root / path, name).error == "ENODATA"
+
+
+def test_types_in_listings(layers: Layers, union: Mount) -> None:
+    """With attributes, and without, as directories are listed that nobody looks into."""
+    fill(layers.lowers[0])
+    for index in range(4):
+        (layers.lowers[0] / f"{index}").mkdir()
+        kept(layers.lowers[0] / f"{index}", "0:0:0755:dir")
+        kept(build.write(layers.lowers[0] / f"{index}" / "null"), "0:0:0666:char-1-3")
+        kept(build.write(layers.lowers[0] / f"{index}" / "file"), "0:0:0666:file")
+        os.symlink("x", layers.lowers[0] / f"{index}" / "link")
+    root = union().root
+    for index in range(4):
+        listing = system.Listing(root / f"{index}")
+        listed = {entry: kind for entry, _, kind in listing.rest()}
+        listing.close()
+        assert listed[b"null"] == stat.S_IFCHR >> 12
+        assert listed[b"file"] == stat.S_IFREG >> 12
+        assert listed[b"link"] == stat.S_IFLNK >> 12
 
 
 def test_permissions_are_those_that_are_kept(layers: Layers, union: Mount) -> None:
@@ -421,6 +433,8 @@ def test_there_are_no_acls(layers: Layers, union: Mount) -> None:
     )
     (root / "file").chmod(0o640)
     assert os.listxattr(root / "file") == []
+    assert layers.upper is not None
+    assert "system.posix_acl_access" not in os.listxattr(layers.upper / "file")
 
 
 def test_whiteouts_stay_what_they_are(layers: Layers, union: Mount) -> None:
