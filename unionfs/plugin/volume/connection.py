@@ -127,6 +127,7 @@ class Connection(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer a request that is not the protocol's, and read no further."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # of one that says none there is no head
         status = HTTPStatus(code)
         self._reply(status, {"Err": message or explain or status.phrase})
 
