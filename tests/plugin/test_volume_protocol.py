@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -246,6 +248,50 @@ def test_ids_of_another_boot_are_forgotten(ground: PluginGround) -> None:
     assert client.users("data") == []
     client.unmount("data", "one")
     client.remove("data")
+
+
+def test_ids_that_a_killed_engine_has_lost(ground: PluginGround) -> None:
+    """When it wants to remove the volume, and nobody shows it any more."""
+    client, kept = ground.client, ground.base / "kept"
+    kept.mkdir()
+    client.create("cache", type="tmpfs")
+    client.create("plain")
+    places = [client.mount(name, "one") for name in ("cache", "plain")]
+    for place in places:
+        (place / "sub").mkdir()
+    time.sleep(0.02)  # the kernel counts in hundredths
+
+    def remove(name: str) -> str:
+        """As an engine that has been started since."""
+        client = Client(ground.socket)
+        found = client.ask("/VolumeDriver.Remove", json.dumps({"Name": name}).encode())
+        assert isinstance(found.body["Err"], str)
+        return found.body["Err"]
+
+    def elsewhere(place: Path, name: str) -> str:
+        """While a mount namespace shows it in which the engine is not."""
+        container = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", f"mount --bind {place}/sub {kept}; echo; exec sleep 60"],
+            stdout=subprocess.PIPE,
+        )
+        with container:
+            assert container.stdout is not None
+            container.stdout.readline()
+            try:
+                return str(system.in_child(lambda: remove(name)))
+            finally:
+                container.kill()
+
+    for name, place in zip(("cache", "plain"), places, strict=True):
+        in_use = f"remove {name}: volume is in use - [one]"
+        assert client.refused("Remove", Name=name) == in_use
+        assert elsewhere(place, name) == in_use
+        system.mount(place / "sub", kept, None, system.MS_BIND)
+        assert system.in_child(functools.partial(remove, name)) == in_use
+        system.umount(kept)
+        assert system.in_child(functools.partial(remove, name)) == ""
+    assert client.names() == []
+    assert ground.mounted() == []
 
 
 # Ended, killed, and started again

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 
-from unionfs.errors import InvalidArgumentError, NotFoundError
+from unionfs.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from unionfs.plugin.volume.engine import Engine
+from unionfs.plugin.volume.lost import forget_lost
 from unionfs.store.store import Store
 from unionfs.store.volume import Volume
 from unionfs.store.volumes import Volumes
@@ -79,8 +80,15 @@ def _create(request: Request) -> dict[str, Any]:
 
 
 def _remove(request: Request) -> dict[str, Any]:
+    name = request.text("Name")
     with request.service.opened() as store:
-        Volumes(store).remove(request.text("Name"))
+        volumes = Volumes(store)
+        try:
+            volumes.remove(name)
+        except FailedPreconditionError:
+            if not forget_lost(volumes, name, request.service.engine):
+                raise
+            volumes.remove(name)
     return {}
 
 
