@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ class PluginBeside:
             ground.run("chown", "ordinary", str(self.home))
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self, *prefix: str) -> None:
+    def start(self, *prefix: str, environment: Mapping[str, str] | None = None) -> None:
         """Start it, by the command *prefix* if one is given, and wait until it answers."""
         # A session of its own, so that it can be killed as a whole.
         script = f'echo $$ >{self.home}/pid; exec "$@" >>{self.home}/log 2>&1'
@@ -42,6 +43,7 @@ class PluginBeside:
         self._process = self.ground.start(
             *("setsid", "sh", "-c", script, "sh", *prefix, *plugin, f"--root={self.root}"),
             user=self.user,
+            environment=environment,
         )
         wait_for(lambda: "VolumeDriver" in self.ask("Plugin.Activate", status=None))
 

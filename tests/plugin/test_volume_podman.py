@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.engines.ground import USER
+from tests.engines.podman import Podman
 from tests.plugin.in_ground import Engine
 
 pytestmark = pytest.mark.needs_root
@@ -95,12 +97,46 @@ def test_without_root(rootless: Engine) -> None:
     assert path.stat().st_uid == rootless.plugin.root.stat().st_uid
 
 
+def users_directory(rootless: Engine) -> Path:
+    """A directory of the user's, to be shown."""
+    path = rootless.plugin.home / "shown"
+    path.mkdir(exist_ok=True)
+    shutil.chown(path, USER, USER)
+    return path
+
+
 def test_a_view_without_root(rootless: Engine) -> None:
     """Podman is in a mount namespace of its own, which is told rather than found out."""
-    shown = rootless.plugin.home / "shown"
-    shown.mkdir()
-    shutil.chown(shown, USER, USER)
+    shown = users_directory(rootless)
     rootless.create("view", **{"from": str(shown)})
     rootless.sh("view:/v", "true", status=126)
     assert "does not see it, being in another mount namespace" in rootless.said
     assert rootless.plugin.users("view") == []
+
+
+def test_in_the_namespaces_of_podman_without_root(rootless: Engine) -> None:
+    """There the plugin mounts what root's does."""
+    podman = rootless.engine
+    assert isinstance(podman, Podman)
+    rootless.plugin.stop()
+    rootless.plugin.start("podman", "unshare", environment=podman.environment())
+    try:
+        rootless.create("cache", type="tmpfs", o="size=1m")
+        rootless.begin("one", "cache:/v", "echo shared >/v/file; sleep 600")
+        assert rootless.sh("cache:/v", "cat /v/file; df -m /v | tail -n 1").split()[:3] == [
+            *("shared", "tmpfs", "1")
+        ]
+        shown = users_directory(rootless)
+        (shown / "file").write_text("of the host\n")
+        rootless.create("view", **{"from": str(shown)})
+        rootless.begin("two", "view:/v", "echo changed >/v/file; sleep 600")
+        rootless.plugin.stop("KILL")
+        rootless.plugin.start("podman", "unshare", environment=podman.environment())
+        assert rootless.sh("view:/v", "cat /v/file") == "changed"
+        assert (shown / "file").read_text() == "of the host\n"
+        rootless.end("one", "two")
+        assert rootless.plugin.users("cache") == rootless.plugin.users("view") == []
+    finally:
+        rootless.clear()
+        rootless.plugin.stop()
+        rootless.plugin.start()
