@@ -30,7 +30,7 @@ def call_killed(ground: PluginGround, kill_at: int, name: str, **fields: Any) ->
     """Make a call as a process of the plugin does, which kills itself; see `calls_of_child`."""
 
     def prepare() -> Callable[[], Any]:
-        service = Service(lambda: opened(ground), Engine(0))
+        service = Service(lambda: opened(ground), lambda: opened(ground), Engine(0))
         request = Request(service, fields, contextlib.ExitStack())
         return lambda: CALLS[f"/VolumeDriver.{name}"](request)
 

@@ -92,6 +92,8 @@ def test_without_root(rootless: Engine) -> None:
     rootless.plugin.restart("KILL")
     assert rootless.plugin.users("data") == [ID]
     rootless.end("one")
+    # Files of users that he has besides; the end of the test removes them.
+    rootless.sh("data:/v", "mkdir /v/dir; touch /v/dir/file; chown -R 1000:1001 /v/dir")
     path = rootless.plugin.root / "volumes/data/_data/file"
     assert path.read_text() == "kept\n"
     assert path.stat().st_uid == rootless.plugin.root.stat().st_uid
