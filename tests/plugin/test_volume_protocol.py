@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests import system
-from tests.container.runner import wait_for
+from tests.container.runner import make_image, wait_for
 from tests.plugin.client import Client, connected
 from tests.plugin.conftest import PluginGround
 from unionfs import registry
@@ -163,6 +163,18 @@ def test_a_directory_of_the_host(ground: PluginGround) -> None:
     ground.client.create("bind", type="none", o="bind", device=str(ground.base / "host"))
     (ground.client.mount("bind", "one") / "file").write_text("here")
     assert (ground.base / "host/file").read_text() == "here"
+
+
+def test_views_of_an_image(ground: PluginGround) -> None:
+    make_image(ground.root, "image")
+    client = ground.client
+    for name in ("one", "two"):
+        client.create(name, **{"from": "image"})
+        words = client.mount(name, "id") / "etc/words"
+        ground.guard()
+        assert words.read_text() == "of the image\n"
+        words.write_text("changed")
+        assert (words.parents[1] / "bin/sh").exists()
 
 
 def test_views(ground: PluginGround) -> None:
