@@ -339,6 +339,30 @@ def test_what_is_mounted_lives_on(ground: PluginGround, killed: bool) -> None:
     assert ground.mounted() == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"type": "tmpfs"}, {"driver": "block", "size": "64m"}],
+    ids=["plain", "memory", "block"],
+)
+def test_what_is_no_union_lives_on(ground: PluginGround, options: dict[str, str]) -> None:
+    """Nor is what serves a block device the plugin."""
+    ground.client.create("vol", **options)
+    place = ground.client.mount("vol", "one")
+    (place / "file").write_bytes(bytes(8 << 20))
+    mounted = ground.mounted()
+    ground.restart(killed=True)
+    assert ground.mounted() == mounted
+    with (place / "file").open("rb+") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read() == bytes(8 << 20)
+        file.write(b"more")
+        os.fsync(file.fileno())
+    client = ground.connect()
+    assert client.mount("vol", "two") == place
+    client.unmount("vol", "one")
+    assert (place / "file").stat().st_size == (8 << 20) + 4
+
+
 def test_a_dead_mount_is_made_anew(ground: PluginGround) -> None:
     """Who has the dead one is counted still, and gets nothing else by it."""
     client = ground.client
