@@ -37,6 +37,8 @@ class MountOptions(NamedTuple):
     """``ro``; a union without an upper is read-only by itself."""
     volatile: bool = False
     redirect_dir: bool = True
+    nfs_export: bool = False
+    """File handles of the mount stay good over a restart."""
     userxattr: bool = False
     """``user.overlay.*`` even where ``trusted.overlay.*`` could be had."""
     squash_to_uid: int | None = None
@@ -129,10 +131,12 @@ _SETTLED = {
     "index": ("on",),
     "xino": ("on", "auto"),
     "metacopy": ("off",),
-    "nfs_export": ("off",),
     "verity": ("off",),
     "xattr_permissions": ("0",),
 }
+
+#: What overlayfs demands of other options before it takes ``nfs_export=on``.
+_EXPORT_NEEDS = {"index": "on", "metacopy": "off"}
 
 #: Options of fuse-overlayfs without which the files would show wrong owners.
 _OWNERSHIP = ("uidmapping", "gidmapping", "xattr_permissions")
@@ -148,6 +152,8 @@ class _Reader:
         self.ignored: list[str] = []
         self.squash_to_root = False
         self.remount = False
+        #: What was said that excludes nfs_export=on, as in overlayfs.
+        self.needs_no_export: str | None = None
 
     def read(self, key: str, value: str | None) -> None:
         """Take one option; `UsageError` when it cannot be taken."""
@@ -167,6 +173,8 @@ class _Reader:
     def unknown(self, key: str, value: str | None) -> None:
         """Refuse *key*, or pass it over where that is allowed."""
         shown = key if value is None else f"{key}={value}"
+        if key in _EXPORT_NEEDS:
+            self.needs_no_export = None if value == _EXPORT_NEEDS[key] else shown
         if key in _SETTLED and value in _SETTLED[key]:
             return
         if key in _OWNERSHIP:
@@ -191,6 +199,8 @@ class _Reader:
         if self.squash_to_root:
             self.fields.setdefault("squash_to_uid", 0)
             self.fields.setdefault("squash_to_gid", 0)
+        if self.fields.get("nfs_export") and self.needs_no_export:
+            raise UsageError(f"nfs_export=on,{self.needs_no_export}: conflicting options")
         self.fields["read_only"] = self.words.pop("write", "rw") == "ro"
         return MountOptions(**self.fields, fuse_options=tuple(self.words.values()))
 
@@ -223,6 +233,11 @@ def _redirect_dir(reader: _Reader, key: str, value: str) -> None:
     if value not in choices:
         raise UsageError(f"{key}={value}: redirect_dir is on, off or follow")
     reader.fields["redirect_dir"] = choices[value]
+
+
+def _nfs_export(reader: _Reader, key: str, value: str) -> None:
+    _choice("on", "off")(reader, key, value)
+    reader.fields[key] = value == "on"
 
 
 def _fsync(reader: _Reader, key: str, value: str) -> None:
@@ -274,6 +289,7 @@ _VALUED: dict[str, Callable[[_Reader, str, str], None]] = {
     "upperdir": _path,
     "workdir": _path,
     "redirect_dir": _redirect_dir,
+    "nfs_export": _nfs_export,
     "fsync": _fsync,
     "squash_to_uid": _owner,
     "squash_to_gid": _owner,
@@ -320,6 +336,8 @@ def format_options(options: MountOptions) -> str:
     parts += [key for key in ("volatile", "userxattr", "debug") if getattr(options, key)]
     if not options.redirect_dir:
         parts.append("redirect_dir=off")
+    if options.nfs_export:
+        parts.append("nfs_export=on")
     for key in ("squash_to_uid", "squash_to_gid"):
         if getattr(options, key) is not None:
             parts.append(f"{key}={getattr(options, key)}")

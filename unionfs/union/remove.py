@@ -141,6 +141,8 @@ def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) ->
     parent.children.pop(name, None)
     parent.changed()
     node.remove_name(parent, name)
+    if tree.exports is not None:
+        tree.exports.lost_name(node)
     links = os.fstat(node.pinned).st_nlink + node.extra_links if node.upper else 0
     if links > 0:
         if node.parent is not None or node.index is not None:
@@ -152,7 +154,7 @@ def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) ->
             tree.work.forget_index(node.index)
         node.index = None
         node.extra_links = 0
-    tree.nodes.gone(node)
+    tree.gone(node)
     tree.nodes.drop_unknown(node)
 
 
@@ -164,5 +166,5 @@ def lose_directory(tree: MergedTree, node: DirNode, parent: DirNode, name: bytes
         directory.layer.descriptors.drop(directory)
     node.lowers = ()
     node.changed()
-    tree.nodes.gone(node)
+    tree.gone(node)
     tree.nodes.drop_unknown(node)
