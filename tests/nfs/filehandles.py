@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
+
+from tests import system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ROOM = 128
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 
 
 class _Raw(ctypes.Structure):
@@ -31,19 +35,24 @@ class FileHandle(NamedTuple):
     data: bytes
 
 
-def _check(result: int, path: Path) -> int:
+def _check(result: int, path: Path | int) -> int:
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(path))
     return result
 
 
-def handle_of(path: Path) -> FileHandle:
-    """The handle of *path*, which is not followed."""
+def handle_of(what: Path | int) -> FileHandle:
+    """The handle of a path, which is not followed, or of what is open."""
     raw, mount_id = _Raw(_ROOM, 0), ctypes.c_int()
-    where = os.fsencode(path)
-    result = _libc.name_to_handle_at(-100, where, ctypes.byref(raw), ctypes.byref(mount_id), 0)
-    _check(result, path)
+    if isinstance(what, int):
+        where = what, b"", _AT_EMPTY_PATH
+    else:
+        where = _AT_FDCWD, os.fsencode(what), 0
+    result = _libc.name_to_handle_at(
+        *where[:2], ctypes.byref(raw), ctypes.byref(mount_id), where[2]
+    )
+    _check(result, what)
     return FileHandle(raw.handle_type, bytes(raw.f_handle[: raw.handle_bytes]))
 
 
@@ -93,7 +102,11 @@ def is_stale(root: Path, handle: FileHandle) -> bool:
         return True
 
 
-def forget_everything() -> None:
-    """Let the kernel forget every inode that nobody uses."""
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("2")
+def forget_everything(root: Path) -> None:
+    """Let the kernel forget every inode of the mount at *root* that nobody uses.
+
+    A remount, even one that changes nothing, drops the names of a file system, and FUSE keeps
+    no inode without. One that was open goes when its RELEASE is answered, a moment later.
+    """
+    system.mount("none", root, None, system.MS_REMOUNT)
+    time.sleep(0.05)
