@@ -1,8 +1,9 @@
-"""File handles of a union stay good as long as their objects live, whatever becomes of the daemon."""
+"""File handles stay good as long as their objects live, whatever becomes of the daemon."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -177,28 +178,16 @@ def test_who_gets_the_inode_number_is_not_meant(layers: Layers, union: Mount) ->
     assert read(root, last) == b"last"
 
 
-def test_a_number_that_is_in_use_still(layers: Layers, union: Mount) -> None:
-    """Whoever has the removed file open keeps its number: the next object has another one."""
+def test_listings_show_the_numbers_of_handles(layers: Layers, union: Mount) -> None:
+    zoo(layers)
     mounted = union(EXPORT)
-    root = mounted.root
-    made = {}
-    held = []
-    for round_ in range(10):
-        path = root / "file"
-        path.write_text(f"{round_}")
-        held.append(os.open(path, os.O_RDONLY))
-        path.unlink()
-        path = root / f"kept{round_}"
-        path.write_text(f"kept {round_}")
-        made[path.name] = handle_of(path), path.stat().st_ino
-    for fd in held:
-        os.close(fd)
+    handles_below(mounted.root)
+    (mounted.root / "deep/er/file").chmod(0o600)
+    (mounted.root / "new").touch()
     root = _restart(union, mounted, "kill").root
-    for name, (handle, number_) in made.items():
-        assert read(root, handle).decode() == name.replace("kept", "kept ")
-        assert (root / name).stat().st_ino == number_
-    listed = {entry.name: entry.inode() for entry in os.scandir(root)}
-    assert listed == {name: number_ for name, (_, number_) in made.items()}
+    for where in (root, root / "zoo", root / "deep/er"):
+        listed = {entry.name: entry.inode() for entry in os.scandir(where)}
+        assert listed == {name: (where / name).lstat().st_ino for name in listed}
 
 
 @pytest.mark.parametrize("where", ["lower", "upper"])
@@ -282,3 +271,100 @@ def test_a_file_made_without_a_name(layers: Layers, union: Mount) -> None:
     root = _restart(union, mounted, "kill").root
     assert read(root, handles[0]) == b"named"
     assert is_stale(root, handles[1])
+
+
+def test_layers_change_places(layers: Layers, union: Mount) -> None:
+    """Numbers name file systems by their place in the stack: handles do not fall for that."""
+    for lower in layers.lowers:  # fresh file systems give the same numbers to different files
+        system.mount("tmpfs", lower, "tmpfs")
+        for name in ("one", "two"):
+            build.write(lower / f"{lower.name}-{name}", f"{name} of {lower.name}")
+    try:
+        mounted = union(EXPORT)
+        names = [f"{lower.name}-one" for lower in layers.lowers]
+        handles = [handle_of(mounted.root / name) for name in names]
+        mounted.unmount()
+        layers.lowers.reverse()
+        mounted = union(EXPORT)
+        more = [f"{lower.name}-two" for lower in layers.lowers]
+        handles += [handle_of(mounted.root / name) for name in more]
+        mounted.unmount()
+        mounted = union(EXPORT)
+        for name, handle in zip(names + more, handles, strict=True):
+            layer, which = name.split("-")
+            assert read(mounted.root, handle).decode() == f"{which} of {layer}"
+        mounted.unmount()
+    finally:
+        for lower in layers.lowers:
+            system.umount(lower, system.MNT_DETACH)
+
+
+def _rows(layers: Layers) -> int:
+    """How many objects are written down."""
+    assert layers.work is not None
+    table = sqlite3.connect(layers.work / "nfs_export" / "handles.sqlite")
+    ((count,),) = table.execute("SELECT count(*) FROM objects")
+    table.close()
+    return int(count)
+
+
+def test_what_is_gone_is_not_written_down_for_ever(layers: Layers, union: Mount) -> None:
+    mounted = union(EXPORT)
+    for name in "abc":
+        (mounted.root / name).touch()
+    (mounted.root / "directory").mkdir()
+    (mounted.root / "a").unlink()
+    (mounted.root / "b").rename(mounted.root / "c")
+    (mounted.root / "directory").rmdir()
+    mounted.unmount()
+    assert _rows(layers) == 1
+
+
+def test_a_layer_copied_by_hand_with_its_marks(layers: Layers, union: Mount) -> None:
+    """Copies claim one origin: the handle of the first one never leads to another."""
+    build.write(layers.lowers[0] / "file", "content")
+    mounted = union(EXPORT)
+    (mounted.root / "file").write_text("file")
+    handles = {"file": handle_of(mounted.root / "file")}
+    assert layers.upper is not None
+    for name in ("copy", "third"):
+        mounted.unmount()
+        subprocess.run(["cp", "-a", layers.upper / "file", layers.upper / name], check=True)
+        (layers.upper / name).write_text(name)
+        mounted = union(EXPORT)
+        handles[name] = handle_of(mounted.root / name)  # asked for before the first
+        for other, handle in handles.items():
+            assert read(mounted.root, handle) == other.encode()
+    root = _restart(union, mounted, "kill").root
+    for name in reversed(handles):
+        assert read(root, handles[name]) == name.encode()
+
+
+def test_moved_by_the_kernel(layers: Layers, union: Mount, kernel: Mount) -> None:
+    """Moved while we do not serve: handles lead there again once the new name is asked for."""
+    build.write(layers.lowers[0] / "directory" / "file", "content")
+    mounted = union(EXPORT)
+    handle = handle_of(mounted.root / "directory/file")
+    mounted.unmount()
+    overlay = kernel()
+    (overlay.root / "directory").rename(overlay.root / "moved")
+    (overlay.root / "moved/file").rename(overlay.root / "file")
+    overlay.unmount()
+    mounted = union(EXPORT)
+    assert is_stale(mounted.root, handle)
+    assert handle_of(mounted.root / "file") == handle
+    assert read(mounted.root, handle) == b"content"
+
+
+def test_a_read_only_union_keeps_its_table_in_a_workdir(
+    layers: Layers, union: Mount, scratch: Path
+) -> None:
+    build.write(layers.lowers[0] / "a" / "file", "content")
+    work, layers.upper, layers.work = layers.work, None, None
+    mounted = union(f"{EXPORT},workdir={work}")
+    handle = handle_of(mounted.root / "a/file")
+    mounted.unmount()
+    root = union(f"{EXPORT},workdir={work}").root
+    assert read(root, handle) == b"content"
+    with pytest.raises(OSError, match="Read-only"):
+        write(root, handle, b"x")

@@ -377,12 +377,10 @@ async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -
         _link(tree, xattrs.path_to(source), directory, name)
     if node.removed:
         node.linkable = False
-        tree.nodes.appeared(node, tree.nodes.numbers.real(os.fstat(node.pinned)))
+        tree.appeared(node, parent, name)
         node.unpin()
     node.add_name(parent, name)
     _take_name(parent, name, node)
-    if tree.exports is not None:
-        tree.exports.named(node, parent, name)
 
 
 def _link(tree: MergedTree, source: bytes, directory: Directory, name: bytes) -> None:

@@ -121,7 +121,7 @@ class Exports:
         return self._known(row, seen), handle
 
     def number_nameless(self, fd: int, real: int) -> int:
-        """Return the number for the upper object *fd*, which may be given a name later."""
+        """Return the number for the upper object *fd*, which may be given a name (``appeared``)."""
         number = self._tree.nodes.number_for(real, real)
         handle = handles.encode(fd, b"", self._tree.upper_layer.uuid)
         if handle is not None:
@@ -195,16 +195,12 @@ class Exports:
 
     # Names that change
 
-    def named(self, node: FileNode, parent: DirNode, name: bytes) -> None:
-        """Record that *node*, an upper object, was given the further *name*."""
-        own = self._tree.upper_of(parent).handle(name)
-        if own is None:
-            return
-        with self._tolerant():
-            if self.table.of_number(node.ino) is not None:
-                self.table.set_linked(node.ino, own)
-            elif handles.generation(own) == self._tree.nodes.generations.get(node.ino):
-                self.table.add(node.ino, own, parent.ino, name, None)
+    def appeared(self, node: FileNode, parent: DirNode, name: bytes) -> None:
+        """Record that *node* was given its first name."""
+        handle = self._tree.upper_of(parent).handle(name)
+        if handle is not None:
+            with self._tolerant():
+                self.table.add(node.ino, handle, parent.ino, name, None)
 
     def about_to_move(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Record that *node* may be *name* in *parent*, should we be killed now."""

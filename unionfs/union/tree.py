@@ -224,6 +224,12 @@ class MergedTree:
             return self.nodes.number_for(real, real)
         return self.exports.number_nameless(fd, real)
 
+    def appeared(self, node: FileNode, parent: DirNode, name: bytes) -> None:
+        """Let *node*, which is pinned and had no name, be found as *name* in *parent*."""
+        self.nodes.appeared(node, self.nodes.numbers.real(os.fstat(node.pinned)))
+        if self.exports is not None:
+            self.exports.appeared(node, parent, name)
+
     def gone(self, node: Node) -> None:
         """Let *node* no longer be found: its last name is removed."""
         self.nodes.gone(node)
