@@ -24,7 +24,11 @@ POINTS, MORE_POINTS = 30, 300
 CHANGES: dict[str, list[tuple[Any, ...]]] = {
     "copy up": [("write", "b/c/d")],
     "rename a lower file": [("rename", "b/c/d", "moved", 0)],
-    "rename twice": [("rename", "a/upper", "b/x", 0), ("rename", "b/x", "y", 0)],
+    "rename twice": [
+        ("hold", "a/upper"),
+        ("rename", "a/upper", "b/x", 0),
+        ("rename", "b/x", "y", 0),
+    ],
     "rename over another": [("rename", "a/lower1", "a/upper", 0)],
     "rename a merged directory": [("rename", "a", "b/a2", 0)],
     "exchange": [("rename", "a", "b", RENAME_EXCHANGE)],
