@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import build, system
+from tests.driver.drivers import KITS
+from tests.mounts import device_minor
+from tests.nfs.filehandles import handle_of, read
 from tests.nfs.libnfs import MOST_WRITTEN
+from tests.store.volume_ground import VolumeGround, only_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.mounts import Layers, UnionMount
     from tests.nfs.ganesha import Ganesha
+    from tests.watchdog import Watchdog
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.any_session]
 
@@ -239,6 +244,40 @@ def test_without_the_option_handles_end_with_the_daemon(
     server.start()
     with pytest.raises(OSError, match="STALE"):
         client.answer()
+
+
+@VERSIONS
+def test_volumes(server: Ganesha, scratch: Path, watchdog: Watchdog, version: int) -> None:
+    """One that is a directory, and one that began as its copy and is a union."""
+    home = KITS["overlay"]._replace(options={"nfs_export": "on"})
+    (scratch / "home").mkdir()
+    ground = VolumeGround(home, scratch / "home", watchdog)
+    ground.volumes.create("first")
+    ground.write("first", only_file("in the volume"))
+    ground.volumes.create("copy", options={"from": "first"})
+    ground.volumes.create("data")
+    ground.write("data", only_file("in another"))
+    try:
+        with ground.at("data") as data, ground.at("copy") as copy:
+            assert device_minor(copy) is not None
+            assert device_minor(data) is None
+            server.export("/data", data)
+            server.export("/copy", copy)
+            server.start()
+            one, two = server.client("/data", version), server.client("/copy", version)
+            three = server.client("/data", version)
+            one.put("/file", b"changed in one")
+            two.put("/new", b"made in the other")
+            assert three.get("/file") == b"changed in one"
+            assert two.get("/file") == b"in the volume"
+            assert (copy / "new").read_bytes() == b"made in the other"
+            assert three.list("/") == ["file"]
+            handle = handle_of(copy / "new")
+            server.stop(kill=True)
+        with ground.at("copy") as copy:
+            assert read(copy, handle) == b"made in the other"
+    finally:
+        ground.close()
 
 
 @VERSIONS
