@@ -152,8 +152,8 @@ class _Reader:
         self.ignored: list[str] = []
         self.squash_to_root = False
         self.remount = False
-        #: What was said that excludes nfs_export=on, as in overlayfs.
-        self.needs_no_export: str | None = None
+        #: What was said last of options that may exclude nfs_export=on, as in overlayfs.
+        self.excludes_export: dict[str, str] = {}
 
     def read(self, key: str, value: str | None) -> None:
         """Take one option; `UsageError` when it cannot be taken."""
@@ -174,7 +174,7 @@ class _Reader:
         """Refuse *key*, or pass it over where that is allowed."""
         shown = key if value is None else f"{key}={value}"
         if key in _EXPORT_NEEDS:
-            self.needs_no_export = None if value == _EXPORT_NEEDS[key] else shown
+            self.excludes_export[key] = "" if value == _EXPORT_NEEDS[key] else shown
         if key in _SETTLED and value in _SETTLED[key]:
             return
         if key in _OWNERSHIP:
@@ -199,8 +199,8 @@ class _Reader:
         if self.squash_to_root:
             self.fields.setdefault("squash_to_uid", 0)
             self.fields.setdefault("squash_to_gid", 0)
-        if self.fields.get("nfs_export") and self.needs_no_export:
-            raise UsageError(f"nfs_export=on,{self.needs_no_export}: conflicting options")
+        if self.fields.get("nfs_export") and (said := "".join(self.excludes_export.values())):
+            raise UsageError(f"nfs_export=on,{said}: conflicting options")
         self.fields["read_only"] = self.words.pop("write", "rw") == "ro"
         return MountOptions(**self.fields, fuse_options=tuple(self.words.values()))
 

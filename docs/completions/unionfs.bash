@@ -33,7 +33,7 @@ _unionfs_options() {
   local last=${1##*,}
   local before=${1%"$last"} value=${last#*=}
   local names='lowerdir= lowerdir+= upperdir= workdir= ro rw volatile fsync= redirect_dir=
-    userxattr squash_to_root squash_to_uid= squash_to_gid= timeout= entry_timeout= negative_timeout=
+    nfs_export= userxattr squash_to_root squash_to_uid= squash_to_gid= timeout= entry_timeout= negative_timeout=
     attr_timeout= passthrough= placement= session= debug fsname=
     allow_other noallow_other allow_root dev nodev suid nosuid exec noexec atime noatime
     strictatime nodiratime sync async dirsync'
@@ -43,6 +43,7 @@ _unionfs_options() {
     lowerdir+=* | upperdir=* | workdir=*) _unionfs_directories "$before${last%%=*}=" "$value" ;;
     fsync=*) _unionfs_reply "${before}fsync=" -W '0 1' -- "$value" ;;
     redirect_dir=*) _unionfs_reply "${before}redirect_dir=" -W 'on off follow' -- "$value" ;;
+    nfs_export=*) _unionfs_reply "${before}nfs_export=" -W 'on off' -- "$value" ;;
     passthrough=*) _unionfs_reply "${before}passthrough=" -W 'auto on off' -- "$value" ;;
     placement=*) _unionfs_reply "${before}placement=" -W 'auto spread off' -- "$value" ;;
     session=*) _unionfs_reply "${before}session=" -W 'auto device pyfuse3' -- "$value" ;;

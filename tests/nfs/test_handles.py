@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import build, system
+from tests import build, system, tree
+from tests.mounts import Layers
 from tests.nfs.filehandles import (
     FileHandle,
     forget_everything,
@@ -24,7 +26,7 @@ from tests.nfs.filehandles import (
 )
 
 if TYPE_CHECKING:
-    from tests.mounts import Layers, UnionMount
+    from tests.mounts import UnionMount
 
 pytestmark = pytest.mark.needs_root
 
@@ -211,6 +213,19 @@ def test_names_that_nobody_has_looked_up(layers: Layers, union: Mount, where: st
     assert is_stale(root, handle)
 
 
+def test_names_of_which_one_is_lower_still(layers: Layers, union: Mount) -> None:
+    build.write(layers.lowers[0] / "a", "linked")
+    os.link(layers.lowers[0] / "a", layers.lowers[0] / "b")
+    root = union(EXPORT).root
+    (root / "a").chmod(0o600)
+    handle = handle_of(root / "a")
+    assert layers.upper is not None
+    assert os.listdir(layers.upper) == ["a"]
+    for name in ("b", "a", "b"):
+        forget_everything(root)
+        assert handle_of(root / name) == handle
+
+
 @pytest.mark.parametrize("how", ["kill", "forget"])
 def test_a_lower_file_is_written_by_its_handle(layers: Layers, union: Mount, how: str) -> None:
     build.write(layers.lowers[0] / "a" / "b" / "file", "lower")
@@ -369,3 +384,96 @@ def test_a_read_only_union_keeps_its_table_in_a_workdir(
     assert read(root, handle) == b"content"
     with pytest.raises(OSError, match="Read-only"):
         write(root, handle, b"x")
+
+
+def test_the_kernel_mounts_the_same_directories(
+    layers: Layers, union: Mount, kernel: Mount
+) -> None:
+    """The table is nothing to overlayfs, and overlayfs leaves it alone."""
+    zoo(layers)
+    mounted = union(EXPORT)
+    (mounted.root / "deep").rename(mounted.root / "moved")
+    (mounted.root / "zoo/lower_links").chmod(0o600)
+    found = handles_below(mounted.root)
+    expected = tree.snapshot(mounted.root)
+    mounted.unmount()
+    overlay = kernel()
+    tree.assert_same(expected, tree.snapshot(overlay.root))
+    (overlay.root / "by the kernel").touch()
+    overlay.unmount()
+    assert_good(union(EXPORT).root, found)
+
+
+def test_a_full_disk_is_no_reason_to_fail(layers: Layers, union: Mount, scratch: Path) -> None:
+    """What can no longer be written down is shown all the same; the log says what that costs."""
+    disk = scratch / "disk"
+    disk.mkdir()
+    system.mount("none", disk, "tmpfs", 0, "size=2m")
+    try:
+        layers.upper, layers.work = disk / "upper", disk / "work"
+        layers.upper.mkdir()
+        layers.work.mkdir()
+        build.write(layers.lowers[0] / "first", "first")
+        for number in range(500):
+            build.write(layers.lowers[0] / "many" / f"{number}{'x' * 200}")
+        mounted = union(EXPORT)
+        first = handle_of(mounted.root / "first")
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert len([path.stat() for path in (mounted.root / "many").iterdir()]) == 500
+        filler.unlink()
+        mounted.expect_log("handles of new files end with this mount")
+        mounted.unmount()
+        mounted = union(EXPORT)
+        assert read(mounted.root, first) == b"first"
+        mounted.unmount()
+    finally:
+        system.umount(disk, system.MNT_DETACH)
+
+
+@pytest.mark.parametrize("content", [b"not a table" * 1000, None])
+def test_a_table_that_cannot_be_used(layers: Layers, union: Mount, content: bytes | None) -> None:
+    """One that is broken, or of a newer version: refused by its path, and left as it is."""
+    assert layers.work is not None
+    path = layers.work / "nfs_export" / "handles.sqlite"
+    path.parent.mkdir()
+    if content is None:
+        with contextlib.closing(sqlite3.connect(path)) as made:
+            made.execute("PRAGMA user_version = 99")
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    with pytest.raises(AssertionError, match=str(path)):
+        union(EXPORT)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("nfs_export=on,userxattr", "nfs_export=on: only for root, and not with userxattr"),
+        ("nfs_export=maybe", "nfs_export=maybe: nfs_export is on or off"),
+    ],
+)
+def test_what_excludes_it(layers: Layers, union: Mount, options: str, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        union(options)
+
+
+def test_a_layer_without_handles_is_named(
+    layers: Layers, union: Mount, mounts: Any, scratch: Path
+) -> None:
+    """A union of ours as a lower: its numbers are not for another union to keep."""
+    inner = Layers(scratch / "inner")
+    build.write(inner.lowers[0] / "file", "x")
+    layers.lowers[0] = union(layers=inner).root
+    with pytest.raises(AssertionError, match=f"lowerdir={layers.lowers[0]}: nfs_export=on: "):
+        union(EXPORT)
+
+
+def test_a_read_only_union_needs_a_workdir(layers: Layers, union: Mount) -> None:
+    layers.upper = layers.work = None
+    with pytest.raises(AssertionError, match="workdir= is missing"):
+        union(EXPORT)

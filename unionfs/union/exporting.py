@@ -169,6 +169,9 @@ class Exports:
             return False
         if (row.parent, row.name) == (seen.parent.ino, seen.name):
             return False
+        index = row.handle.hex().encode()
+        if self._tree.stack.work is not None and self._tree.index_status(index, seen.status):
+            return False  # of several names, one of which may still be lower
         try:
             parent = reconnect.directory(self._tree, row.parent)
             child = parent.children.get(row.name)
