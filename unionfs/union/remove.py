@@ -141,10 +141,10 @@ def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) ->
     parent.children.pop(name, None)
     parent.changed()
     node.remove_name(parent, name)
-    if tree.exports is not None:
-        tree.exports.lost_name(node)
     links = os.fstat(node.pinned).st_nlink + node.extra_links if node.upper else 0
     if links > 0:
+        if tree.exports is not None:
+            tree.exports.lost_name(node)
         if node.parent is not None or node.index is not None:
             node.unpin()
         return
