@@ -60,6 +60,8 @@ class MountOptions(NamedTuple):
     """``ro``; a union without an upper is read-only by itself."""
     volatile: bool = False
     redirect_dir: bool = True
+    nfs_export: bool = False
+    """File handles of the mount stay good over a restart."""
     userxattr: bool = False
     """``user.overlay.*`` even where ``trusted.overlay.*`` could be had."""
     squash_to_uid: int | None = None
@@ -125,14 +127,11 @@ def format_options(options: MountOptions) -> str:
         if path is not None:
             parts.append(f"{key}={optstring.escape(os.fsdecode(path))}")
     parts += [key for key in _FLAGS if getattr(options, key)]
-    if options.noxattrs:
-        parts.append("noxattrs=1")
+    parts += [word for key, word in _SWITCHED if getattr(options, key) != getattr(_DEFAULTS, key)]
     for key in ("uidmapping", "gidmapping"):
         ranges: tuple[IdRange, ...] = getattr(options, key)
         if ranges:
             parts.append(f"{key}=" + ":".join(str(number) for one in ranges for number in one))
-    if not options.redirect_dir:
-        parts.append("redirect_dir=off")
     for key in ("squash_to_uid", "squash_to_gid"):
         if getattr(options, key) is not None:
             parts.append(f"{key}={getattr(options, key)}")
@@ -144,6 +143,12 @@ def format_options(options: MountOptions) -> str:
 
 
 _FLAGS = ("volatile", "userxattr", "static_nlink", "noacl", "ino32_t", "debug")
+#: Options of two states, and how the one that is no default is spelled.
+_SWITCHED = (
+    ("noxattrs", "noxattrs=1"),
+    ("redirect_dir", "redirect_dir=off"),
+    ("nfs_export", "nfs_export=on"),
+)
 _DEFAULTS = MountOptions()
 _TOLD_IF_CHANGED = (
     "xattr_permissions",

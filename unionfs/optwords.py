@@ -53,9 +53,11 @@ _SETTLED = {
     "index": ("on",),
     "xino": ("on", "auto", "off"),
     "metacopy": ("off",),
-    "nfs_export": ("off",),
     "verity": ("off",),
 }
+
+#: What overlayfs demands of other options before it takes ``nfs_export=on``.
+_EXPORT_NEEDS = {"index": "on", "metacopy": "off"}
 
 
 class _Reader:
@@ -69,6 +71,8 @@ class _Reader:
         self.ignored: list[str] = []
         self.squash_to_root = False
         self.remount = False
+        #: What was said last of options that may exclude nfs_export=on, as in overlayfs.
+        self.excludes_export: dict[str, str] = {}
 
     def read(self, key: str, value: str | None) -> None:
         """Take one option; `UsageError` when it cannot be taken."""
@@ -99,6 +103,8 @@ class _Reader:
     def unknown(self, key: str, value: str | None) -> None:
         """Refuse *key*, or pass it over where that is allowed."""
         shown = key if value is None else f"{key}={value}"
+        if key in _EXPORT_NEEDS:
+            self.excludes_export[key] = "" if value == _EXPORT_NEEDS[key] else shown
         if key in _SETTLED and value in _SETTLED[key]:
             return
         if self.as_fuse_overlayfs:
@@ -124,6 +130,10 @@ class _Reader:
         if self.squash_to_root:
             self.fields.setdefault("squash_to_uid", 0)
             self.fields.setdefault("squash_to_gid", 0)
+        if self.fields.get("ino32_t"):
+            self.excludes_export["ino32_t"] = "ino32_t"
+        if self.fields.get("nfs_export") and (said := ",".join(filter(None, self.excludes_export.values()))):
+            raise UsageError(f"nfs_export=on,{said}: conflicting options")
         self.fields["read_only"] = self.words.pop("write", "rw") == "ro"
         return MountOptions(**self.fields, fuse_options=tuple(self.words.values()))
 
@@ -158,6 +168,11 @@ def _redirect_dir(reader: _Reader, key: str, value: str) -> None:
     if value not in choices:
         raise UsageError(f"{key}={value}: redirect_dir is on, off or follow")
     reader.fields["redirect_dir"] = choices[value]
+
+
+def _nfs_export(reader: _Reader, key: str, value: str) -> None:
+    _choice("on", "off")(reader, key, value)
+    reader.fields[key] = value == "on"
 
 
 def _fsync(reader: _Reader, key: str, value: str) -> None:
@@ -242,6 +257,7 @@ _VALUED: dict[str, Callable[[_Reader, str, str], None]] = {
     "upperdir": _path,
     "workdir": _path,
     "redirect_dir": _redirect_dir,
+    "nfs_export": _nfs_export,
     "fsync": _fsync,
     "sync": _fsync,
     "uidmapping": _mapping,

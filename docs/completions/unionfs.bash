@@ -33,8 +33,8 @@ _unionfs_options() {
   local last=${1##*,}
   local before=${1%"$last"} value=${last#*=}
   local names='lowerdir= lowerdir+= upperdir= workdir= ro rw volatile fsync= redirect_dir=
-    userxattr squash_to_root squash_to_uid= squash_to_gid= uidmapping= gidmapping=
-    xattr_permissions= static_nlink noacl noxattrs= ino32_t
+    nfs_export= userxattr squash_to_root squash_to_uid= squash_to_gid=
+    uidmapping= gidmapping= xattr_permissions= static_nlink noacl noxattrs= ino32_t
     timeout= entry_timeout= negative_timeout= attr_timeout= passthrough= placement= session= debug fsname=
     allow_other noallow_other allow_root dev nodev suid nosuid exec noexec atime noatime
     strictatime nodiratime sync async dirsync'
@@ -46,6 +46,7 @@ _unionfs_options() {
     xattr_permissions=*) _unionfs_reply "${before}xattr_permissions=" -W '0 1 2' -- "$value" ;;
     noxattrs=*) _unionfs_reply "${before}noxattrs=" -W '0 1' -- "$value" ;;
     redirect_dir=*) _unionfs_reply "${before}redirect_dir=" -W 'on off follow' -- "$value" ;;
+    nfs_export=*) _unionfs_reply "${before}nfs_export=" -W 'on off' -- "$value" ;;
     passthrough=*) _unionfs_reply "${before}passthrough=" -W 'auto on off' -- "$value" ;;
     placement=*) _unionfs_reply "${before}placement=" -W 'auto spread off' -- "$value" ;;
     session=*) _unionfs_reply "${before}session=" -W 'auto device pyfuse3' -- "$value" ;;

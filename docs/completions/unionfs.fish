@@ -20,6 +20,8 @@ function __unionfs_options --description 'Mount options'
             end
         case 'redirect_dir=*'
             printf '%s\n' "$before"'redirect_dir='{on,off,follow}
+        case 'nfs_export=*'
+            printf '%s\n' "$before"'nfs_export='{on,off}
         case 'passthrough=*'
             printf '%s\n' "$before"'passthrough='{auto,on,off}
         case 'placement=*'
@@ -34,6 +36,7 @@ function __unionfs_options --description 'Mount options'
                 "$before"'volatile'\t'never sync to the disk' \
                 "$before"'fsync='\t'0 is volatile' \
                 "$before"'redirect_dir='\t'rename lower directories' \
+                "$before"'nfs_export='\t'file handles outlive the mount' \
                 "$before"'userxattr'\t'use user.overlay.* attributes' \
                 "$before"'squash_to_root'\t'show root as the owner' \
                 "$before"'squash_to_uid='\t'show this owner' \

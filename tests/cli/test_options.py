@@ -101,6 +101,26 @@ def test_what_overlayfs_and_engines_send() -> None:
     assert not options.read_only
 
 
+@pytest.mark.parametrize(
+    ("text", "conflict"),
+    [
+        ("nfs_export=on,index=off", "nfs_export=on,index=off"),
+        ("index=off,metacopy=off,nfs_export=on", "nfs_export=on,index=off"),
+        ("nfs_export=on,metacopy=on", "nfs_export=on,metacopy=on"),
+    ],
+)
+def test_what_excludes_exports_excludes_them_for_engines_too(text: str, conflict: str) -> None:
+    with pytest.raises(UsageError, match=f"^{conflict}: conflicting options"):
+        parse_options([text], tolerant=True)
+
+
+def test_the_last_word_about_exports_counts() -> None:
+    text = "nfs_export=on,index=off,index=on,metacopy=on,metacopy=off"
+    assert parse_options([text], tolerant=True).options.nfs_export
+    text = "nfs_export=on,index=off,nfs_export=off"
+    assert not parse_options([text], tolerant=True).options.nfs_export
+
+
 def test_bytes_that_are_no_text_stay_what_they_are() -> None:
     assert parse("lowerdir=/\udcff\udc80").lowerdirs == (b"/\xff\x80",)
 

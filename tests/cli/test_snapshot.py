@@ -127,7 +127,10 @@ def test_labels_and_capture(command: Command, run: Run) -> None:
     [
         (["ls", "--driver", "zfs"], "zfs: no such driver; there are overlay"),
         (["ls", "--storage-opt", "size"], "--storage-opt size: not KEY=VALUE"),
-        (["ls", "--storage-opt", "size=1"], "overlay: unknown option size; it knows: mounter"),
+        (
+            ["ls", "--storage-opt", "size=1"],
+            "overlay: unknown option size; it knows: mounter, nfs_export",
+        ),
         (["prepare", "key", "--size", "1g"], "cannot limit the size"),
         (["prepare", "key", "--size", "big"], "--size big: not a size, like 64m or 10g"),
         (["prepare", "key", "nowhere"], "nowhere: no such snapshot"),

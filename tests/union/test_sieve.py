@@ -75,7 +75,7 @@ def assert_true(tree: MergedTree, node: DirNode) -> None:
     """Everything that is remembered of *node* and below finds what the plain walk finds."""
     for name in (os.fsencode(name) for name in (*NAMES, "x", "absent")):
         upper = node.upper
-        quick = outcome(functools.partial(lookup._find, tree, node, name))
+        quick = outcome(functools.partial(lookup.find, tree, node, name))
         known = None if upper is None else upper.names
         if upper is not None:
             upper.names = None

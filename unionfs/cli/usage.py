@@ -43,6 +43,7 @@ mount options:
   volatile, fsync=0, sync=0
                        never sync to the disk
   redirect_dir=on|off  rename directories of lower layers (default: on)
+  nfs_export=on|off    file handles outlive the mount (default: off)
   userxattr            use user.overlay.* attributes though trusted.* can be had
   squash_to_root, squash_to_uid=N, squash_to_gid=N
                        show this owner for all files

@@ -41,11 +41,13 @@ class OverlayDriver(SnapshotDriver):
     capabilities: ClassVar[Capabilities] = Capabilities(diff=True)
     options: ClassVar[Mapping[str, str]] = {
         "mounter": "union (the default) or kernel: who mounts the layers",
+        "nfs_export": "on or off (the default): file handles outlive the mount",
     }
 
-    def __init__(self, home: str, metadata: Metadata, *, mounter: str) -> None:
+    def __init__(self, home: str, metadata: Metadata, *, mounter: str, exports: bool) -> None:
         super().__init__(home, metadata)
         self._mounter = mounter
+        self._exports = exports
         self._marks = Marks(user=not may_use_trusted())
 
     @classmethod
@@ -55,8 +57,11 @@ class OverlayDriver(SnapshotDriver):
             raise UsageError(f"mounter={mounter}: it is {' or '.join(_MOUNTERS)}")
         if mounter == "kernel" and os.geteuid() != 0:
             raise UnsupportedError("mounter=kernel: needs root; mounter=union does not")
+        export = options.get("nfs_export", "off")
+        if export not in ("on", "off"):
+            raise UsageError(f"nfs_export={export}: it is on or off")
         _require_marks(home)
-        return cls(home, metadata, mounter=mounter)
+        return cls(home, metadata, mounter=mounter, exports=export == "on")
 
     def begin(self, directory: str, kind: Kind, parent: Snapshot | None, size: int | None) -> None:
         if kind is Kind.VIEW:
@@ -101,6 +106,8 @@ class OverlayDriver(SnapshotDriver):
         if snapshot.kind is Kind.ACTIVE:
             upper, work = self.layer(snapshot), self._work(snapshot)
             options += [f"upperdir={optstring.escape(upper)}", f"workdir={optstring.escape(work)}"]
+            if self._exports:
+                options.append("nfs_export=on")
         return Mount(UNION, "overlay", tuple(options))
 
     def _work(self, snapshot: Snapshot) -> str:

@@ -29,10 +29,14 @@ class Attr(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An object under a name: *node* is its number in every later call."""
+    """An object under a name: *node* is its number in every later call.
+
+    *generation* tells it from others that have had that number, for file handles.
+    """
 
     node: int
     attr: Attr
+    generation: int = 0
 
 
 class ListedName(NamedTuple):
@@ -133,7 +137,11 @@ class FileSystem(Protocol):
         """Learn who asks; called once, before the first request."""
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
-        """Find *name*; ``None`` when nothing shows."""
+        """Find *name*; ``None`` when nothing shows.
+
+        ``.`` of a number that is not known, and then ``..``, is asked for when a file handle is
+        used; ESTALE when its object is gone.
+        """
 
     def remember(self, node: int) -> None:
         """Count one reference for an entry of a listing."""

@@ -208,7 +208,9 @@ class _Handlers(pyfuse3.Operations):
         return entry
 
     def _entry(self, entry: Entry) -> pyfuse3.EntryAttributes:
-        return self._attributes(entry.attr)
+        attributes = self._attributes(entry.attr)
+        attributes.generation = entry.generation
+        return attributes
 
     @_answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:

@@ -254,7 +254,7 @@ def pack_entry(entry: Entry, entry_valid: Valid, attr_valid: Valid) -> bytes:
     """Return ``fuse_entry_out`` for *entry*."""
     return ENTRY_OUT.pack(
         entry.node,
-        0,
+        entry.generation,
         entry_valid[0],
         attr_valid[0],
         entry_valid[1],

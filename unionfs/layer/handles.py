@@ -7,8 +7,10 @@ flags tell the byte order of the machine that wrote it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import zlib
 from typing import Final
 
 from unionfs.layer import syscalls
@@ -54,18 +56,34 @@ def file_system(origin: bytes) -> bytes:
     return origin[5:_HEADER]
 
 
+def open_object(mount_fd: int, origin: bytes) -> int:
+    """Open what *origin* names, O_PATH; ESTALE when it is gone.
+
+    Needs CAP_DAC_READ_SEARCH.
+    """
+    if not is_valid(origin):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return syscalls.open_by_handle(mount_fd, origin[4], origin[_HEADER:])
+
+
 def decode(mount_fd: int, origin: bytes) -> os.stat_result | None:
     """Return the attributes of the object that *origin* names, ``None`` when it is gone.
 
-    Needs CAP_DAC_READ_SEARCH; a handle that cannot be decoded counts as absent.
+    A handle that cannot be decoded counts as absent.
     """
-    if not is_valid(origin):
-        return None
     try:
-        fd = syscalls.open_by_handle(mount_fd, origin[4], origin[_HEADER:])
+        fd = open_object(mount_fd, origin)
     except OSError:
         return None
     try:
         return os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def generation(origin: bytes) -> int:
+    """Return what tells the object of *origin* from others that have its inode number in turn.
+
+    A hash, since the kernel keeps 32 bits of it.
+    """
+    return zlib.crc32(origin)

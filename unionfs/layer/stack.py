@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs.errors import LayerError, UsageError
 from unionfs.layer import handles, syscalls
@@ -23,6 +23,9 @@ from unionfs.layer.tree import Layer
 from unionfs.layer.workdir import WorkDirectory
 from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
+
+if TYPE_CHECKING:
+    from unionfs.layer.handletable import HandleTable
 
 MAX_LOWERS: Final = 500
 #: Seconds to wait for a lock: umount(2) returns a moment before the daemon has ended.
@@ -52,6 +55,8 @@ class LayerStack:
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
         self.work: WorkDirectory | None = None
+        #: What NFS clients hold handles of, with ``nfs_export=on``.
+        self.handle_table: HandleTable | None = None
         #: A readable descriptor for each file system of the lowers, to decode handles on.
         self._decoders: dict[bytes, int] = {}
 
@@ -64,6 +69,8 @@ class LayerStack:
         """
         stack = cls._open(options)
         stack.prepare()
+        if options.nfs_export:
+            stack.open_handle_table(options)
         return stack
 
     @classmethod
@@ -104,7 +111,33 @@ class LayerStack:
             if writers:
                 stack._open_writable(*writers, volatile=options.volatile)
             stack._take_lowers(lowers)
+            if options.nfs_export:
+                stack._require_handles([*lowers, *writers[:1]])
         return stack
+
+    def _require_handles(self, opened: list[_Opened]) -> None:
+        """Refuse layers whose objects cannot be found again by a file handle."""
+        if self.marks.user:
+            raise UsageError("nfs_export=on: only for root, and not with userxattr")
+        _forget_ambiguous_uuids(opened)
+        for one in opened:
+            if one.uuid is None:
+                reason = "its file system shares its UUID with another layer's"
+            elif not one.has_handles():
+                reason = "its file system has no file handles that lead to files"
+            else:
+                continue
+            raise LayerError(one.option, one.path, f"nfs_export=on: {reason}")
+
+    def open_handle_table(self, options: MountOptions) -> None:
+        """Open, or make, the table of ``nfs_export=on`` in the workdir."""
+        # Not everywhere is there SQLite, and most mounts do not need it.
+        from unionfs.layer.handletable import HandleTable  # noqa: PLC0415 - see above
+
+        assert options.workdir is not None
+        with self._undo_on_error():
+            self.handle_table = HandleTable(options.workdir, volatile=options.volatile)
+            self._files.callback(self.handle_table.close)
 
     def _take_lowers(self, lowers: list[_Opened]) -> None:
         _forget_ambiguous_uuids(lowers)
@@ -139,16 +172,42 @@ class LayerStack:
 
     def decode(self, origin: bytes) -> os.stat_result | None:
         """Return the attributes of the lower object that *origin* names, ``None`` without one."""
-        uuid = handles.file_system(origin)
+        fd = self._decoder(handles.file_system(origin))
+        return None if fd is None else handles.decode(fd, origin)
+
+    def open_handle(self, handle: bytes) -> int:
+        """Open the object of any layer that *handle* names, O_PATH; ESTALE when it is gone."""
+        uuid = handles.file_system(handle)
+        fd: int | None
+        if self.work is not None and self.upper is not None and self.upper.uuid == uuid:
+            fd = self.work.sync_fd  # of a mount that can be written to
+        else:
+            fd = self._decoder(uuid)
+        if fd is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return handles.open_object(fd, handle)
+
+    def lives(self, handle: bytes) -> bool:
+        """Say whether the object that *handle* names is there still, under any name."""
+        try:
+            fd = self.open_handle(handle)
+        except OSError:
+            return False
+        try:
+            return os.fstat(fd).st_nlink > 0
+        finally:
+            os.close(fd)
+
+    def _decoder(self, uuid: bytes) -> int | None:
+        """Return a descriptor on the file system *uuid*, if one of the lowers lies there."""
         fd = self._decoders.get(uuid)
         if fd is None:
             layer = next((layer for layer in self.lowers if layer.uuid == uuid), None)
             if layer is None:
                 return None
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            fd = self._decoders[uuid] = os.open(b".", flags, dir_fd=layer.root_fd)
+            fd = self._decoders[uuid] = os.open(b".", _READ_LAYER, dir_fd=layer.root_fd)
             self._files.callback(os.close, fd)
-        return handles.decode(fd, origin)
+        return fd
 
     @contextlib.contextmanager
     def _undo_on_error(self) -> Iterator[None]:
@@ -244,6 +303,15 @@ class _Opened:
         finally:
             os.close(readable)
 
+    def has_handles(self) -> bool:
+        """Say whether objects can be found again by their file handles, by us."""
+        handle = handles.encode(self.fd, b"", self.uuid)
+        readable = os.open(b".", _READ_LAYER, dir_fd=self.fd)
+        try:
+            return handle is not None and handles.decode(readable, handle) is not None
+        finally:
+            os.close(readable)
+
     def lock(self, fd: int, files: contextlib.ExitStack) -> None:
         """Take the directory for this mount alone, as a writer, until *files* close.
 
@@ -289,6 +357,8 @@ def _check_counts(options: MountOptions, *, writable: bool) -> None:
         raise LayerError("lowerdir", options.lowerdirs[MAX_LOWERS], reason)
     if writable and options.workdir is None:
         raise UsageError("workdir= is missing: upperdir= needs one on the same file system")
+    if options.nfs_export and options.workdir is None:
+        raise UsageError("workdir= is missing: nfs_export=on keeps its table there")
 
 
 def _isolate(fd: int, files: contextlib.ExitStack) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final
 
-from unionfs.layer import syscalls, xattrs
+from unionfs.layer import handles, syscalls, xattrs
 from unionfs.layer.descriptors import Descriptors
 from unionfs.layer.names import NameSet
 from unionfs.layer.override import Inodes, Override, OverrideMarks
@@ -223,6 +223,16 @@ class Directory:
         self.version += 1
         if self.names is not None:
             self.names.add(name)
+
+    def handle(self, name: bytes) -> bytes | None:
+        """Return the file handle of *name* here, ``None`` where there are none."""
+        return handles.encode(self.fd(), name, self.layer.uuid)
+
+    def own_handle(self) -> bytes | None:
+        """Return the file handle of this directory, ``None`` as ``handle``."""
+        if self.parent is None:
+            return handles.encode(self.fd(), b"", self.layer.uuid)
+        return self.parent.handle(self.name)
 
     def path(self) -> bytes:
         """Return the path from the layer's root, ``/`` for the root itself."""

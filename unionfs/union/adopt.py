@@ -48,7 +48,10 @@ def _directory(tree: MergedTree, parent: DirNode, name: bytes, found: Found) -> 
     real = nodes.numbers.real(origin)
     if isinstance(nodes.by_real(real), FileNode):
         known_file(tree, real, origin, in_upper=False)
-    node = DirNode(nodes.number_for(real, real), parent, name, upper, lowers)
+    top, merges = found.places[0], lowers[0] if upper is not None and lowers else None
+    assert top.parent is not None
+    number = tree.number((parent, name, top.parent, found.status), real, real, merges)
+    node = DirNode(number, parent, name, upper, lowers)
     node.redirect = found.redirect if upper is not None else None
     nodes.add(node)
     nodes.stands_for(node, real)
@@ -68,7 +71,8 @@ def _file(tree: MergedTree, parent: DirNode, name: bytes, found: Found) -> tuple
         known.lower_place, known.lower_name = directory, name
         known.loose = known.index is not None
         return known, False
-    node = FileNode(nodes.number_for(real, real), stat.S_IFMT(status.st_mode), parent, name)
+    number = tree.number((parent, name, directory, status), real, real)
+    node = FileNode(number, stat.S_IFMT(status.st_mode), parent, name)
     node.lower_place = directory
     nodes.add(node, real)
     if status.st_nlink > 1 and tree.stack.work is not None:
@@ -87,8 +91,17 @@ def _upper_file(
         known.unpin()
         return known, False
     origin, below = _origin(tree, parent, name, status)
-    ino = nodes.number_for(real, real if below is None else nodes.numbers.real(below))
-    node = FileNode(ino, stat.S_IFMT(status.st_mode), parent, name)
+    number = (
+        tree.number((parent, name, tree.upper_of(parent), status), real, real)
+        if below is None
+        else tree.number(
+            (parent, name, tree.upper_of(parent), status),
+            real,
+            nodes.numbers.real(below),
+            origin,
+        )
+    )
+    node = FileNode(number, stat.S_IFMT(status.st_mode), parent, name)
     node.upper = True
     nodes.add(node, real)
     if origin is not None and status.st_nlink > 1 and tree.stack.work is not None:
@@ -133,9 +146,7 @@ def _same_path(
     if found is None or stat.S_IFMT(found.status.st_mode) != stat.S_IFMT(status.st_mode):
         return None
     directory = found.places[0]
-    if origin is not None and origin != handles.encode(
-        directory.fd(), found.name, directory.layer.uuid
-    ):
+    if origin is not None and origin != directory.handle(found.name):
         return None
     return found.status
 

@@ -191,7 +191,8 @@ def create_nameless(
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         opened.pop_all()
     real = tree.nodes.numbers.real(status)
-    node = FileNode(tree.nodes.number_for(real, real), stat.S_IFREG, None, b"")
+    number = tree.number_nameless(pinned, real)
+    node = FileNode(number, stat.S_IFREG, None, b"")
     node.upper = node.removed = True
     node.linkable = not exclusive
     node.pin(pinned)
@@ -336,7 +337,7 @@ def _show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes)
 
 def _new_file(tree: MergedTree, parent: DirNode, name: bytes, status: os.stat_result) -> FileNode:
     real = tree.nodes.numbers.real(status)
-    ino = tree.nodes.number_for(real, real)
+    ino = tree.number((parent, name, tree.upper_of(parent), status), real, real)
     node = FileNode(ino, stat.S_IFMT(status.st_mode), parent, name)
     node.upper = True
     node.known = NO_METACOPY | NO_PROTATTR
@@ -349,7 +350,7 @@ def _new_directory(
     tree: MergedTree, parent: DirNode, name: bytes, directory: Directory, status: os.stat_result
 ) -> DirNode:
     real = tree.nodes.numbers.real(status)
-    ino = tree.nodes.number_for(real, real)
+    ino = tree.number((parent, name, directory, status), real, real)
     upper = Directory(directory.layer, directory, name)
     upper.names = tree.sieves.empty()
     node = DirNode(ino, parent, name, upper, ())
@@ -382,7 +383,7 @@ async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -
         _link(tree, xattrs.path_to(source), directory, name)
     if node.removed:
         node.linkable = False
-        tree.nodes.appeared(node, tree.nodes.numbers.real(os.fstat(node.pinned)))
+        tree.appeared(node, parent, name)
         node.unpin()
     node.add_name(parent, name)
     _take_name(parent, name, node)

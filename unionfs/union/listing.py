@@ -11,10 +11,11 @@ import itertools
 import os
 import stat
 from collections import OrderedDict
+from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from unionfs.fuse.interface import DirectoryEntry, Entry, ListedName
+from unionfs.fuse.interface import DirectoryEntry, ListedName
 from unionfs.layer import xattrs
 from unionfs.union import merge
 from unionfs.union.adopt import adopt
@@ -121,25 +122,26 @@ class Listings:
         first = snapshot.after(offset)
         if first == len(names):
             self._done(node, snapshot)
-        for index in range(first, len(names)):
-            name = names[index]
-            try:
-                child, status = self._look(node, snapshot, index)
-                if child is None:
+        with nullcontext() if tree.exports is None else tree.exports.together():
+            for index in range(first, len(names)):
+                name = names[index]
+                try:
+                    child, status = self._look(node, snapshot, index)
+                    if child is None:
+                        continue
+                    entry = tree.entry(child, status)
+                except FileNotFoundError:
                     continue
-                entry = Entry(child.ino, tree.attr(child, status))
-            except FileNotFoundError:
-                continue
-            except OSError:
-                # It is listed all the same: whoever asks for it gets the error, not
-                # whoever lists the directory.
-                yield DirectoryEntry(name, positions[index], None)
-                continue
-            try:
-                yield DirectoryEntry(name, positions[index], entry)
-            finally:
-                if child.lookups <= 0:
-                    tree.nodes.drop_unknown(child)  # the kernel did not take it
+                except OSError:
+                    # It is listed all the same: whoever asks for it gets the error, not
+                    # whoever lists the directory.
+                    yield DirectoryEntry(name, positions[index], None)
+                    continue
+                try:
+                    yield DirectoryEntry(name, positions[index], entry)
+                finally:
+                    if child.lookups <= 0:
+                        tree.nodes.drop_unknown(child)  # the kernel did not take it
 
     def _look(
         self, node: DirNode, snapshot: Snapshot, index: int
@@ -182,7 +184,7 @@ class Listings:
         known = node.children.get(snapshot.names[index])
         if known is not None and self._tree.freshness.holds_for(known, node, snapshot.names[index]):
             return known.ino, known.kind
-        if kind != stat.S_IFDIR and self._is_fresh(node, snapshot):
+        if kind != stat.S_IFDIR and not self._tree.exports and self._is_fresh(node, snapshot):
             device = self._device(snapshot, index)
             if device is not None:
                 real = self._tree.nodes.numbers.number(device, snapshot.inodes[index])

@@ -42,7 +42,7 @@ def look(
         fail(errno.ENAMETOOLONG, name)
     if whiteouts.is_reserved(name):
         return None, None
-    found = _find(tree, parent, name)
+    found = find(tree, parent, name)
     if node is not None:
         if found is not None and confirm(tree, node, parent, name, found):
             return node, None if tree.is_elsewhere(node) else found.status
@@ -59,7 +59,8 @@ def _still_there(tree: MergedTree, node: Node) -> os.stat_result | None:
     return status if tree.is_itself(node, status) else None
 
 
-def _find(tree: MergedTree, parent: DirNode, name: bytes) -> Found | None:
+def find(tree: MergedTree, parent: DirNode, name: bytes) -> Found | None:
+    """Return what the layers have as *name* in *parent* now, ``None`` when nothing shows."""
     sieves = tree.sieves
     if not sieves.lifetime:
         return merge.find(tree.stack.lowers, parent.places(), name)

@@ -25,12 +25,14 @@ from unionfs.layer import syscalls
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
 from unionfs.union import attributes, create, ranges, remove
+from unionfs.union.exporting import Exports
 from unionfs.union.files import OpenFiles
 from unionfs.union.flags import get_flags, get_xflags, measure_verity, set_flags
 from unionfs.union.indexed import remove_orphans
 from unionfs.union.listing import Listings
 from unionfs.union.lookup import look
 from unionfs.union.nodes import FileNode, Node
+from unionfs.union.reconnect import connected
 from unionfs.union.rename import rename
 from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
@@ -43,6 +45,8 @@ class UnionFS:
         self.timeout = options.timeout
         self._without_xattrs = options.noxattrs
         self._tree = MergedTree(stack, options)
+        if stack.handle_table is not None:
+            self._tree.exports = Exports(self._tree, stack.handle_table)
         remove_orphans(self._tree)
         self._nodes = self._tree.nodes
         self._files = OpenFiles(self._tree)
@@ -61,16 +65,15 @@ class UnionFS:
     # Nodes
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
-        directory = self._nodes.directory(parent)
         if name in (b".", b".."):
-            above = directory.parent if name == b".." else directory
-            return self._entry(above or directory)
+            return self._entry(connected(self._tree, parent, name))
+        directory = self._nodes.directory(parent)
         node, status = look(self._tree, directory, name)
         return None if node is None else self._entry(node, status)
 
     def _entry(self, node: Node, status: os.stat_result | None = None) -> Entry:
         """Return the entry for *node*, counted as a reference of the kernel's."""
-        entry = Entry(node.ino, self._tree.attr(node, status))
+        entry = self._tree.entry(node, status)
         node.lookups += 1
         return entry
 

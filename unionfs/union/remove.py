@@ -143,6 +143,8 @@ def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) ->
     node.remove_name(parent, name)
     links = os.fstat(node.pinned).st_nlink + node.extra_links if node.upper else 0
     if links > 0:
+        if tree.exports is not None:
+            tree.exports.lost_name(node)
         if node.parent is not None or node.index is not None:
             node.unpin()
         return
@@ -152,7 +154,7 @@ def lose_name(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) ->
             tree.work.forget_index(node.index)
         node.index = None
         node.extra_links = 0
-    tree.nodes.gone(node)
+    tree.gone(node)
     tree.nodes.drop_unknown(node)
 
 
@@ -165,5 +167,5 @@ def lose_directory(tree: MergedTree, node: DirNode, parent: DirNode, name: bytes
     # The layer that it was on still tells how its owner is meant.
     node.lowers = () if node.upper is not None else node.lowers[:1]
     node.changed()
-    tree.nodes.gone(node)
+    tree.gone(node)
     tree.nodes.drop_unknown(node)

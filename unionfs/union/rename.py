@@ -144,7 +144,7 @@ def _move(tree: MergedTree, old: _Place, new: _Place, detached: list[bytes]) -> 
     elif isinstance(new.node, DirNode):
         lose_directory(tree, new.node, new.parent, new.name)
     old.parent.children.pop(old.name, None)
-    _arrive(old.node, old, new)
+    _arrive(tree, old.node, old, new)
 
 
 def _rename_upper(
@@ -238,8 +238,8 @@ def _exchange(tree: MergedTree, old: _Place, new: _Place) -> None:
     _make_movable(tree, old, new)
     _make_movable(tree, new, old)
     syscalls.renameat2(source.fd(), old.name, target.fd(), new.name, RENAME_EXCHANGE)
-    _arrive(old.node, old, new)
-    _arrive(new.node, new, old)
+    _arrive(tree, old.node, old, new)
+    _arrive(tree, new.node, new, old)
 
 
 # What both need
@@ -248,6 +248,8 @@ def _exchange(tree: MergedTree, old: _Place, new: _Place) -> None:
 def _make_movable(tree: MergedTree, old: _Place, new: _Place) -> None:
     """Mark the object at *old* so that it shows the same things at *new*."""
     node = old.node
+    if tree.exports is not None and node is not None:
+        tree.exports.about_to_move(node, new.parent, new.name)
     if isinstance(node, DirNode):
         if node.lowers:
             _set_redirect(tree, node, same_directory=old.parent is new.parent)
@@ -283,7 +285,7 @@ def lower_path(node: DirNode) -> bytes:
     return b"/" + b"/".join(reversed(names))
 
 
-def _arrive(node: Node, old: _Place, new: _Place) -> None:
+def _arrive(tree: MergedTree, node: Node, old: _Place, new: _Place) -> None:
     """Let *node* be at *new*, in memory as it is on disk."""
     if isinstance(node, FileNode):
         node.remove_name(old.parent, old.name)
@@ -296,3 +298,5 @@ def _arrive(node: Node, old: _Place, new: _Place) -> None:
     new.parent.children[new.name] = node
     old.parent.changed()
     new.parent.changed()
+    if tree.exports is not None:
+        tree.exports.moved(node, new.parent, new.name)

@@ -27,6 +27,8 @@ _MAX_DEVICES: Final = 1 << 10
 _FIRST_FREE: Final = 1 << 62
 #: With ``ino32_t`` numbers below this are inode numbers, and those from it on are taken.
 _SMALL_BITS: Final = 31
+#: Fresh numbers that one mount takes at most, where they must differ from those of others.
+_MOUNT_SHIFT: Final = 32
 
 
 class Numbers:
@@ -44,6 +46,10 @@ class Numbers:
             self._devices.setdefault(device, len(self._devices))
         self._odd: dict[tuple[int, int], int] = {}
         self._free = itertools.count(1 << _SMALL_BITS if ino32_t else _FIRST_FREE)
+
+    def begin_anew(self, mount: int) -> None:
+        """Take fresh numbers that no other *mount* of this union, counted from 1, has taken."""
+        self._free = itertools.count(_FIRST_FREE + (mount << _MOUNT_SHIFT))
 
     def real(self, status: os.stat_result) -> int:
         """Return the number of an object on a layer's file system."""
@@ -86,6 +92,12 @@ class NodeTable:
         #: Number of a real object -> what it shows, where that is not to be derived again.
         self._shown: dict[int, int] = {}
         self._reserved: dict[int, int] = {}
+        #: Number of a node -> its generation, where that is not 0 (``exporting``).
+        self.generations: dict[int, int] = {}
+
+    def find(self, ino: int) -> Node | None:
+        """Return the node of *ino*, ``None`` where it is not known."""
+        return self._nodes.get(ino)
 
     def get(self, ino: int) -> Node:
         """Return the node of *ino*; ESTALE for one the kernel should not know."""
@@ -236,6 +248,7 @@ class NodeTable:
         if self._nodes.get(node.ino) is not node:
             return
         del self._nodes[node.ino]
+        self.generations.pop(node.ino, None)
         for real in node.reals:
             if self._by_real.get(real) is node:
                 del self._by_real[real]
@@ -248,6 +261,9 @@ class NodeTable:
             for directory in node.all_places():
                 directory.layer.descriptors.drop(directory)
         node.unpin()
+
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._nodes
 
     def __len__(self) -> int:
         return len(self._nodes)

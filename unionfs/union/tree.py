@@ -12,8 +12,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from unionfs.fuse.interface import ROOT_ID, Attr, Kernel
-from unionfs.layer import handles, xattrs
+from unionfs.fuse.interface import ROOT_ID, Attr, Entry, Kernel
+from unionfs.layer import xattrs
 from unionfs.layer.tree import ABSENT, identity_of
 from unionfs.layer.workdir import TEMPORARY_INDEX, WorkDirectory
 from unionfs.log import Log
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unionfs.layer.stack import LayerStack
     from unionfs.layer.tree import Directory, Layer
     from unionfs.options import MountOptions
+    from unionfs.union.exporting import Exports
     from unionfs.union.merge import Found
 
 log = Log(__name__)
@@ -91,6 +92,8 @@ class MergedTree:
         self.acls = upper_tells and not options.noacl
         self.nodes = NodeTable(*self._root(), self.sieves, self.freshness)
         self.kernel: Kernel | None = None
+        #: Set where numbers are written down (``nfs_export=on``).
+        self.exports: Exports | None = None
         self._reported: set[str] = set()
 
     def _root(self) -> tuple[DirNode, Numbers]:
@@ -176,7 +179,7 @@ class MergedTree:
         if node.lower is None:
             fail(errno.ENOENT)
         directory, name = node.lower
-        origin = handles.encode(directory.fd(), name, directory.layer.uuid)
+        origin = directory.handle(name)
         if origin is None:
             status = directory.lstat(name)
             real = node.ino if status is None else self.nodes.numbers.real(status)
@@ -206,6 +209,43 @@ class MergedTree:
     ) -> int:
         """Return by how many names an entry of the index has more than its link count says."""
         return read_extra_links(self.upper_layer, self.index_path(index), status, lower)
+
+    # Objects to numbers
+
+    def number(
+        self,
+        seen: tuple[DirNode, bytes, Directory, os.stat_result],
+        real: int,
+        origin: int,
+        came_from: bytes | Directory | None = None,
+    ) -> int:
+        """Return the number for an object that no node stands for yet.
+
+        It was *seen* as a name in a directory of the union, which also is its name in one of a
+        layer, with these attributes. *real* and *origin* as in ``NodeTable.number_for``;
+        *came_from* is the handle of the origin or the lower directory that merges, if any.
+        """
+        if self.exports is None:
+            return self.nodes.number_for(real, origin)
+        return self.exports.number(seen, came_from, (real, origin))
+
+    def number_nameless(self, fd: int, real: int) -> int:
+        """Return the number for the new object *fd*, which has no name."""
+        if self.exports is None:
+            return self.nodes.number_for(real, real)
+        return self.exports.number_nameless(fd, real)
+
+    def appeared(self, node: FileNode, parent: DirNode, name: bytes) -> None:
+        """Let *node*, which is pinned and had no name, be found as *name* in *parent*."""
+        self.nodes.appeared(node, self.nodes.numbers.real(os.fstat(node.pinned)))
+        if self.exports is not None:
+            self.exports.appeared(node, parent, name)
+
+    def gone(self, node: Node) -> None:
+        """Let *node* no longer be found: its last name is removed."""
+        self.nodes.gone(node)
+        if self.exports is not None:
+            self.exports.gone(node)
 
     # Nodes to objects
 
@@ -353,6 +393,11 @@ class MergedTree:
         if not self.owners.as_stored:
             uid, gid = self.owners.shown(uid, gid)
         return Attr(node.ino, self._nlink(node, status), uid, gid, status)
+
+    def entry(self, node: Node, status: os.stat_result | None = None) -> Entry:
+        """Return what the kernel is told of *node*; *status* as in ``attr``."""
+        generation = self.nodes.generations.get(node.ino, 0)
+        return Entry(node.ino, self.attr(node, status), generation)
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
         if node.removed:
