@@ -268,6 +268,24 @@ _unionfs_volume() {
   esac
 }
 
+# _unionfs_plugin PREVIOUS ARGUMENT: the words after "plugin".
+_unionfs_plugin() {
+  if ((COMP_CWORD == 2)); then
+    _unionfs_reply '' -W 'volume' -- "$2"
+    return
+  fi
+  case $1:$2 in
+    --root:*) _unionfs_directories '' "$2" ;;
+    --driver:*) _unionfs_reply '' -W 'overlay block reflink' -- "$2" ;;
+    --socket:*)
+      compopt -o filenames
+      _unionfs_reply '' -f -- "$2"
+      ;;
+    --storage-opt:*) ;;
+    *) _unionfs_reply '' -W '--socket --root --driver --storage-opt --help' -- "$2" ;;
+  esac
+}
+
 _unionfs() {
   local piece=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}
   local argument=${line##*[[:blank:]]} command=${COMP_WORDS[1]-}
@@ -294,6 +312,10 @@ _unionfs() {
     _unionfs_volume "$previous" "$argument"
     return
   fi
+  if [[ $command == plugin ]] && ((COMP_CWORD > 1)); then
+    _unionfs_plugin "$previous" "$argument"
+    return
+  fi
   case $command:$previous in
     umount:* | ls:*) ;;
     *:-o | *:--options)
@@ -306,7 +328,7 @@ _unionfs() {
       ;;
   esac
   if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
-    _unionfs_reply '' -W 'mount umount ls diff run snapshot image volume' -- "$argument"
+    _unionfs_reply '' -W 'mount umount ls diff run snapshot image volume plugin' -- "$argument"
   fi
   case $command:$argument in
     umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;
