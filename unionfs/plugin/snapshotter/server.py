@@ -11,7 +11,6 @@ from socket import socket
 from typing import Any, Final
 
 import grpc
-from unionfs.plugin.supervisor import Supervisor
 
 from unionfs.errors import (
     AlreadyExistsError,
@@ -27,6 +26,7 @@ from unionfs.plugin.snapshotter import messages
 from unionfs.plugin.snapshotter.protobuf import MalformedError, decode, encode
 from unionfs.plugin.snapshotter.relay import relay
 from unionfs.plugin.snapshotter.service import Snapshots
+from unionfs.plugin.supervisor import Supervisor
 from unionfs.store.store import Store
 
 log = Log("unionfs.snapshotter")
