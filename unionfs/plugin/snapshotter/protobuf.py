@@ -16,7 +16,6 @@ The format: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -41,6 +40,10 @@ class _Field(NamedTuple):
     """Returns the bytes of the field, none for its default."""
     read: Callable[[Any, bytes | int], Any]
     """Returns the value of the field after one more was read: what it was, what is read."""
+
+
+#: The fields of each kind of message that was met.
+_KNOWN: Final[dict[type, tuple[_Field, ...]]] = {}
 
 
 def encode(message: Any) -> bytes:
@@ -114,15 +117,16 @@ def _delimited(number: int, value: bytes) -> bytes:
     return _varint(number << 3 | _BYTES) + _varint(len(value)) + value
 
 
-@functools.cache
 def _fields(kind: type) -> tuple[_Field, ...]:
     """Return the fields of the dataclass *kind*, as its annotations tell them."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclass_fields(kind):
-        value, number = get_args(hints[field.name])
-        found.append(_field(f"{kind.__name__}.{field.name}", field.name, number, value))
-    return tuple(found)
+    known = _KNOWN.get(kind)
+    if known is None:
+        hints = get_type_hints(kind, include_extras=True)
+        known = _KNOWN[kind] = tuple(
+            _field(f"{kind.__name__}.{field.name}", field.name, *get_args(hints[field.name])[::-1])
+            for field in dataclass_fields(kind)
+        )
+    return known
 
 
 def _field(shown: str, name: str, number: int, kind: Any) -> _Field:

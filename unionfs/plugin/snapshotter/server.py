@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from socket import socket
@@ -23,9 +22,11 @@ from unionfs.errors import (
 )
 from unionfs.log import Log
 from unionfs.plugin.snapshotter import messages
+from unionfs.plugin.snapshotter.home import claimed
 from unionfs.plugin.snapshotter.protobuf import MalformedError, decode, encode
 from unionfs.plugin.snapshotter.relay import relay
 from unionfs.plugin.snapshotter.service import Snapshots
+from unionfs.plugin.socket import require_short
 from unionfs.plugin.supervisor import Supervisor
 from unionfs.store.store import Store
 
@@ -53,24 +54,25 @@ def serve(listener: socket, supervisor: Supervisor, store: Store) -> None:
     """Answer on *listener* with the snapshots of *store* until *supervisor* says to end.
 
     Calls that are being worked on then come to their end, others are refused (UNAVAILABLE).
+    Raises `PluginError` and what `claimed` raises.
     """
-    with tempfile.TemporaryDirectory(prefix="unionfs-") as directory:
-        inner = os.path.join(directory, "grpc")
-        with ThreadPoolExecutor(_WORKERS, "call") as workers:
-            server = grpc.server(
-                workers,
-                handlers=[_handlers(Snapshots(store))],
-                options=[
-                    ("grpc.max_receive_message_length", _LARGEST),
-                    ("grpc.max_send_message_length", _LARGEST),
-                ],
-            )
-            server.add_insecure_port(f"unix:{inner}")
-            server.start()
-            supervisor.ready()
-            relay(listener, inner, until=supervisor)
-            supervisor.stopping()
-            server.stop(_GRACE).wait()
+    inner = os.path.join(os.path.realpath(store.root), "grpc")
+    require_short(inner)
+    with claimed(store), ThreadPoolExecutor(_WORKERS, "call") as workers:
+        server = grpc.server(
+            workers,
+            handlers=[_handlers(Snapshots(store))],
+            options=[
+                ("grpc.max_receive_message_length", _LARGEST),
+                ("grpc.max_send_message_length", _LARGEST),
+            ],
+        )
+        server.add_insecure_port(f"unix:{inner}")
+        server.start()
+        supervisor.ready()
+        relay(listener, inner, until=supervisor)
+        supervisor.stopping()
+        server.stop(_GRACE).wait()
 
 
 def _handlers(service: Snapshots) -> grpc.GenericRpcHandler:
