@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "plugin.socket": {"errors"},
     "plugin.supervisor": {"log"},
-    "plugin": {"driver", "errors", "fuse.mounting", "log", "plugin", "store"},
+    "plugin": {"errors", "log", "plugin", "store"},
     "namespace": {"layer.syscalls"},
     "log": set(),
     "waiting": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from socket import socket
@@ -35,6 +36,7 @@ def _serve(arguments: Arguments, default: str, serve: Callable[[socket, Supervis
 
     It says when it is ready, and returns after it was told to end.
     """
+    gc.enable()  # other than a command, it lives for long
     with (
         Supervisor(os.environ) as supervisor,
         listening(arguments.last("socket"), default, os.environ) as listener,

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from unionfs.log import Log
 
 #: Each of them asks the plugin to end, which then has the exit status 0.
-_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = Log("unionfs.plugin")
 
@@ -32,7 +32,7 @@ class Supervisor:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in _ENDING:
+        for number in ENDING:
             # Who has it ignored, as nohup(1), has it ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._told)

@@ -14,13 +14,13 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final, NoReturn
 
 from unionfs.errors import exit_status
 from unionfs.log import Log
-from unionfs.plugin.supervisor import Supervisor
+from unionfs.plugin.supervisor import ENDING, Supervisor
 from unionfs.plugin.volume.calls import Service
 from unionfs.plugin.volume.connection import Connection
 from unionfs.plugin.volume.engine import Engine
@@ -78,23 +78,32 @@ def _accept(listener: socket.socket, children: _Children, opened: Opened) -> Non
         time.sleep(_LOOK_SOON)  # descriptors may have run out
         return
     with connection:
+        # One that comes before the child is ready to be told would tell us instead.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             pid = os.fork()
+            if pid == 0:
+                _answer(listener, connection, opened, unblocked)
+            children.add(pid)
         except OSError as error:
             log.warning("no process for a connection: %s", error.strerror)
-            return
-        if pid == 0:
-            listener.close()
-            _answer(connection, opened)
-        children.add(pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
-def _answer(connection: socket.socket, opened: Opened) -> NoReturn:
+def _answer(
+    listener: socket.socket,
+    connection: socket.socket,
+    opened: Opened,
+    unblocked: Iterable[signal.Signals | int],
+) -> NoReturn:
     """Answer all requests of *connection*, as the child of the fork."""
     status = 1
     try:
-        # A signal that is for us alone lets a request come to its end.
+        listener.close()
+        # A signal to us lets a request that was begun come to its end.
         with Supervisor({}) as told:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             Connection(connection, told, Service(opened, Engine.of(connection))).answer()
         status = 0
     except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
