@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-CGROUPS: Final = Path("/sys/fs/cgroup")
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 #: Seconds for one command, if it does not say.
@@ -42,15 +41,17 @@ mount -t tmpfs -o mode=755 none /run
 mount -t tmpfs -o mode=1777 none /dev/shm
 mkdir -p /run/lock /run/user/$2
 chown $2:$2 /run/user/$2
-for hierarchy in $(awk '$3 == "cgroup" {print $2 ":" $4}' /proc/mounts); do
-  place=${hierarchy%%:*}
-  umount "$place"
-  options=$(echo "${hierarchy#*:}" | sed 's/rw,//; s/relatime,\{0,1\}//; s/^name=/none,name=/')
-  mount -t cgroup -o "$options" none "$place"
-done
-for place in $(awk '$3 == "cgroup2" {print $2}' /proc/mounts); do
-  umount "$place"
-  mount -t cgroup2 none "$place"
+hierarchies=$(awk '$3 ~ /^cgroup2?$/ {print $2 ":" $3 ":" $4}' /proc/mounts)
+umount -R /sys/fs/cgroup
+case $hierarchies in
+/sys/fs/cgroup:*) ;; # version 2 alone
+*) mount -t tmpfs -o mode=755 none /sys/fs/cgroup ;;
+esac
+for hierarchy in $hierarchies; do
+  place=${hierarchy%%:*} kind=${hierarchy#*:} options=${hierarchy##*:}
+  mkdir -p "$place"
+  options=$(echo "$options" | sed 's/^rw,//; s/relatime,\{0,1\}//; s/^name=/none,name=/')
+  mount -t "${kind%%:*}" ${options:+-o "$options"} none "$place"
 done
 for file in etc/passwd etc/group etc/subuid etc/subgid dev/fuse dev/net/tun; do
   mount --bind "$1/host/$file" "/$file"
@@ -160,21 +161,20 @@ class Ground:
         assert status == 0, "the ground could not be removed: see above"
 
 
-def _hierarchies() -> list[Path]:
+def hierarchies() -> list[Path]:
     """Where cgroups are made: in each hierarchy of version 1, or in the one of version 2."""
-    if (CGROUPS / "cgroup.procs").exists():
-        return [CGROUPS]
-    return [place for place in CGROUPS.iterdir() if (place / "cgroup.procs").exists()]
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(place) for _, place, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
 
 
 def _join(name: str) -> None:
     """Move the calling process to the cgroups of the ground *name*."""
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         (hierarchy / name / "cgroup.procs").write_text("0")
 
 
 def _make_cgroups(name: str) -> None:
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         (hierarchy / name).mkdir()
         # An empty set of CPUs takes no process.
         for setting in ("cpuset.cpus", "cpuset.mems"):
@@ -185,7 +185,7 @@ def _make_cgroups(name: str) -> None:
 def _remove_cgroups(name: str) -> None:
     """Remove them, the innermost first; processes that were killed leave in a moment."""
     end = time.monotonic() + 10
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         for directory, _, _ in os.walk(hierarchy / name, topdown=False):
             while True:
                 try:
@@ -202,8 +202,9 @@ def _remove_cgroups(name: str) -> None:
 
 def _kill_all(cgroup: Path) -> None:
     for pid in (cgroup / "cgroup.procs").read_text().split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+        if pid != "0":  # one that is about to be gone has no number any more
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _make_host_files(base: Path) -> None:

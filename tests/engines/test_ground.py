@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.container.runner import wait_for
-from tests.engines.ground import CGROUPS, REPOSITORY, Ground
+from tests.engines.ground import REPOSITORY, Ground, hierarchies
 
 pytestmark = pytest.mark.needs_root
 
 
 def left_of(base: Path) -> list[str]:
     """What of a ground still is there."""
-    found = [str(path) for path in (base, *CGROUPS.glob(f"*/{base.name}")) if path.exists()]
+    places = [base, *(hierarchy / base.name for hierarchy in hierarchies())]
+    found = [str(path) for path in places if path.exists()]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "mountinfo").read_text() + (process / "cmdline").read_text()
