@@ -1,0 +1,173 @@
+"""containerd with snapshotters of ours, and ``ctr`` that talks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.containerd import SnapshotsClient
+from tests.engines.ground import Ground
+from tests.store.bundles import Layout, config, write_tar
+
+#: Seconds until either of them answers, and until it is gone.
+START: Final = 30.0
+
+CONFIGURATION: Final = """\
+version = 2
+root = "{home}/root"
+state = "{home}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{home}/socket"
+[ttrpc]
+  address = "{home}/ttrpc"
+[proxy_plugins]
+"""
+
+PROXY: Final = """\
+  [proxy_plugins.{name}]
+    type = "snapshot"
+    address = "{socket}"
+"""
+
+
+def image_file(path: Path, name: str, *layers: bytes) -> Path:
+    """Write an image of *layers* called *name*, for ``ctr images import``."""
+    layout = Layout()
+    settings = {"config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]}}
+    layout.name(layout.image(layers, config(*layers, **settings)), None)
+    # containerd takes the whole name from its own annotation.
+    layout.manifests[-1]["annotations"] = {"io.containerd.image.name": name}
+    return write_tar(path, layout.all())
+
+
+def wait_for(done: Callable[[], bool], describe: Callable[[], str]) -> None:
+    """Wait until *done*; else fail with what *describe* says."""
+    end = time.monotonic() + START
+    while not done():
+        assert time.monotonic() < end, describe()
+        time.sleep(0.05)
+
+
+class Snapshotter:
+    """``unionfs plugin snapshotter`` in *ground*, called *name* by containerd."""
+
+    def __init__(self, ground: Ground, name: str, program: Path, *options: str) -> None:
+        self.ground = ground
+        self.name = name
+        self.root = ground.base / name
+        self.socket = ground.base / f"{name}.sock"
+        self._command = [str(program), "plugin", "snapshotter", *options]
+        self._log = (ground.base / f"{name}.log").open("w")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, after its end, and wait until it answers."""
+        self.process = self.ground.start(
+            *self._command,
+            f"--socket={self.socket}",
+            f"--root={self.root}",
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for(self._answers, self.log)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        with contextlib.closing(self.client()) as client, contextlib.suppress(Exception):
+            client.walk()
+            return True
+        return False
+
+    def client(self) -> SnapshotsClient:
+        """What asks it without containerd."""
+        return SnapshotsClient(str(self.socket))
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it by a signal."""
+        pids = self.ground.run("pgrep", "-f", f"plugin snapshotter.*{self.socket}").split()
+        self.ground.run("kill", f"-{number.value}", pids[0])
+        self.process.wait(START)
+
+    def log(self) -> str:
+        """All that it has said."""
+        return Path(self._log.name).read_text()
+
+    def close(self) -> None:
+        """End it, if it runs."""
+        if self.process.poll() is None:
+            self.stop()
+        self._log.close()
+
+
+class Containerd:
+    """A containerd in *ground*, with each of *snapshotters*; *programs* is what its PATH begins with."""
+
+    def __init__(
+        self, ground: Ground, programs: Path, snapshotters: Sequence[Snapshotter]
+    ) -> None:
+        self.ground = ground
+        self.home = ground.base / "containerd"
+        self.home.mkdir()
+        self.socket = self.home / "socket"
+        self._path = f"{programs}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+        self._configuration = self.home / "config.toml"
+        proxies = (PROXY.format(name=one.name, socket=one.socket) for one in snapshotters)
+        self._configuration.write_text(CONFIGURATION.format(home=self.home) + "".join(proxies))
+        self._log = (self.home / "log").open("w")
+        self.start()
+
+    def start(self) -> None:
+        """Start containerd and wait until it answers."""
+        self._daemon = self.ground.start(
+            "containerd",
+            f"--config={self._configuration}",
+            environment={"PATH": self._path, "TMPDIR": str(self.ground.base / "tmp")},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for(self._answers, self.log)
+
+    def _answers(self) -> bool:
+        assert self._daemon.poll() is None, self.log()
+        command = self.ground.command(["ctr", f"--address={self.socket}", "version"])
+        done = subprocess.run(command, capture_output=True, timeout=START, check=False)
+        return done.returncode == 0
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End containerd; its shims and their containers go on."""
+        (pid,) = self.ground.run("pgrep", "-f", f"^containerd --config={self._configuration}").split()
+        self.ground.run("kill", f"-{number.value}", pid)
+        self._daemon.wait(START)
+
+    def log(self) -> str:
+        """All that containerd has said."""
+        return (self.home / "log").read_text()
+
+    def __call__(self, *arguments: str, namespace: str = "default", **options: Any) -> str:
+        """Run ``ctr ARGUMENTS``; what it wrote. *options* are those of `Ground.run`."""
+        settings: Mapping[str, str] = {"PATH": self._path, "TMPDIR": str(self.ground.base / "tmp")}
+        out = self.ground.run(
+            *("ctr", f"--address={self.socket}", f"--namespace={namespace}"),
+            *arguments,
+            environment=settings,
+            **options,
+        )
+        return out.removesuffix("\n")
+
+    @property
+    def said(self) -> str:
+        """What the last command said on standard error."""
+        return self.ground.said
+
+    def close(self) -> None:
+        """End containerd, if it runs."""
+        if self._daemon.poll() is None:
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                self.stop()
+        self._log.close()
