@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "plugin.socket": {"errors"},
     "plugin.supervisor": {"log"},
-    "plugin": {"errors", "log", "plugin", "store"},
+    "plugin": {"errors", "fuse.mounting", "log", "plugin", "registry", "store"},
     "namespace": {"layer.syscalls"},
     "log": set(),
     "waiting": set(),

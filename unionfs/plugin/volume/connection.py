@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import select
 import signal
@@ -71,6 +72,7 @@ class Connection(BaseHTTPRequestHandler):
         self.client_address = ("", 0)
         self._told = told
         self._service = service
+        self._user = os.geteuid()
 
     def answer(self) -> None:
         """Answer requests until the engine, silence or a signal ends the connection."""
@@ -115,6 +117,8 @@ class Connection(BaseHTTPRequestHandler):
         return CALLS[self.path]
 
     def _reply(self, status: HTTPStatus, body: Mapping[str, Any]) -> None:
+        if os.geteuid() != self._user:
+            self.close_connection = True  # see `Service.owned`
         text = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", _TYPE)
@@ -127,6 +131,7 @@ class Connection(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer a request that is not the protocol's, and read no further."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # of one that says none there is no head
         status = HTTPStatus(code)
         self._reply(status, {"Err": message or explain or status.phrase})
 

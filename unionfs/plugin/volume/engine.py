@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from typing import Final, NamedTuple, Self
 
+from unionfs import registry
 from unionfs.errors import FailedPreconditionError
 
 #: ``struct ucred`` of unix(7): process, user, group.
@@ -24,6 +26,14 @@ class Engine(NamedTuple):
         """Return who has connected."""
         found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return cls(_CREDENTIALS.unpack(found)[0])
+
+    def began(self) -> int:
+        """Return when the process was started, in nanoseconds since 1970; 0 if not known."""
+        ticks = registry.start_time(self.pid) if self.pid else None
+        if ticks is None:
+            return 0
+        age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 10**9 // os.sysconf("SC_CLK_TCK")
+        return time.time_ns() - age
 
     def require_sees(self, path: str) -> None:
         """Raise `FailedPreconditionError` unless the engine finds at *path* what we find there.
