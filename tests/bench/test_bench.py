@@ -14,6 +14,7 @@ import pytest
 
 from tests.bench import stores
 from tests.bench.markdown import MARKS
+from tests.bench.model import DRIVERS, MOUNTS
 from tests.bench.run import chosen
 from tests.mounts import REPOSITORY
 
@@ -59,9 +60,9 @@ def test_a_run(tmp_path: Path) -> None:
 
 def test_storage_drivers(tmp_path: Path) -> None:
     found, page = tmp_path / "found.json", tmp_path / "page.md"
-    about_mounts = f"<!-- begin: {MARKS[False]} -->kept<!-- end: {MARKS[False]} -->\n"
+    about_mounts = f"<!-- begin: {MARKS[MOUNTS]} -->kept<!-- end: {MARKS[MOUNTS]} -->\n"
     page.write_text(
-        f"{about_mounts}<!-- begin: {MARKS[True]} --><!-- end: {MARKS[True]} -->\nlast\n"
+        f"{about_mounts}<!-- begin: {MARKS[DRIVERS]} --><!-- end: {MARKS[DRIVERS]} -->\nlast\n"
     )
     systems = ("driver-overlay", "driver-overlay-kernel", "containerd-overlayfs")
     files = ("--json", found, "--markdown", page, "--systems", *systems)

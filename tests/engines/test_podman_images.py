@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.conftest import linked
 from tests.engines.ground import Ground
-from tests.engines.ours import ASK_ROOT, assert_ours, assert_ours_at
+from tests.engines.ours import ASK_ROOT, assert_ours, assert_ours_at, linked
 from tests.engines.podman import Podman
 
 pytestmark = pytest.mark.needs_root
@@ -136,7 +135,7 @@ def context(ground_of_build: Path) -> Path:
 
 @pytest.fixture
 def ground_of_build(images: Podman, request: pytest.FixtureRequest) -> Path:
-    path = images.ground.base / request.node.name.replace("[", "-").replace("]", "")
+    path: Path = images.ground.base / request.node.name.replace("[", "-").replace("]", "")
     path.mkdir()
     return path
 
