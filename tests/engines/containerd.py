@@ -90,8 +90,8 @@ class Snapshotter:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it by a signal."""
-        pids = self.ground.run("pgrep", "-f", f"plugin snapshotter.*{self.socket}").split()
-        self.ground.run("kill", f"-{number.value}", pids[0])
+        command = f"plugin snapshotter.*{self.socket}"
+        self.ground.run("pkill", f"-{number.value}", "-f", command)
         self.process.wait(START)
 
     def log(self) -> str:
@@ -99,23 +99,24 @@ class Snapshotter:
         return Path(self._log.name).read_text()
 
     def close(self) -> None:
-        """End it, if it runs."""
+        """Have nothing of it mounted or attached, and end it, if it runs."""
         if self.process.poll() is None:
+            with contextlib.closing(self.client()) as client:
+                for info in reversed(client.walk()):
+                    client.remove(info.name)
             self.stop()
         self._log.close()
 
 
 class Containerd:
-    """A containerd in *ground*, with each of *snapshotters*; *programs* is what its PATH begins with."""
+    """A containerd in *ground* with *snapshotters*; it finds ``unionfs`` in *programs*."""
 
-    def __init__(
-        self, ground: Ground, programs: Path, snapshotters: Sequence[Snapshotter]
-    ) -> None:
+    def __init__(self, ground: Ground, programs: Path, snapshotters: Sequence[Snapshotter]) -> None:
         self.ground = ground
         self.home = ground.base / "containerd"
         self.home.mkdir()
         self.socket = self.home / "socket"
-        self._path = f"{programs}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+        self.path = f"{programs}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
         self._configuration = self.home / "config.toml"
         proxies = (PROXY.format(name=one.name, socket=one.socket) for one in snapshotters)
         self._configuration.write_text(CONFIGURATION.format(home=self.home) + "".join(proxies))
@@ -127,7 +128,7 @@ class Containerd:
         self._daemon = self.ground.start(
             "containerd",
             f"--config={self._configuration}",
-            environment={"PATH": self._path, "TMPDIR": str(self.ground.base / "tmp")},
+            environment={"PATH": self.path, "TMPDIR": str(self.ground.base / "tmp")},
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
@@ -141,8 +142,8 @@ class Containerd:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End containerd; its shims and their containers go on."""
-        (pid,) = self.ground.run("pgrep", "-f", f"^containerd --config={self._configuration}").split()
-        self.ground.run("kill", f"-{number.value}", pid)
+        command = f"^containerd --config={self._configuration}"
+        self.ground.run("pkill", f"-{number.value}", "-f", command)
         self._daemon.wait(START)
 
     def log(self) -> str:
@@ -151,7 +152,7 @@ class Containerd:
 
     def __call__(self, *arguments: str, namespace: str = "default", **options: Any) -> str:
         """Run ``ctr ARGUMENTS``; what it wrote. *options* are those of `Ground.run`."""
-        settings: Mapping[str, str] = {"PATH": self._path, "TMPDIR": str(self.ground.base / "tmp")}
+        settings: Mapping[str, str] = {"PATH": self.path, "TMPDIR": str(self.ground.base / "tmp")}
         out = self.ground.run(
             *("ctr", f"--address={self.socket}", f"--namespace={namespace}"),
             *arguments,
