@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import tarfile
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import grpc
 import pytest
 
 from tests.archives import archive, directory, member
-from tests.containerd import KEEP, SnapshotsClient
 from tests.engines.conftest import need
 from tests.engines.containerd import Containerd, Snapshotter, image_file, wait_for
 from tests.engines.ground import Ground
 from tests.engines.images import busybox_tar
 from tests.engines.ours import ASK_ROOT, UNIONFS, assert_ours
-from unionfs.plugin.snapshotter.messages import Kind
 
 pytestmark = pytest.mark.needs_root
 
@@ -77,8 +75,7 @@ class Engine:
         for name in self.ctr("images", "ls", "--quiet").split():
             self.ctr("images", "rm", "--sync", name)
         for one in self.snapshotters.values():
-            with closing(one.client()) as client:
-                wait_for(lambda client=client: client.walk() == [], lambda: str(client.walk()))  # type: ignore[misc]
+            wait_for(lambda one=one: one.walk() == [], lambda one=one: str(one.walk()))  # type: ignore[misc]
             assert one.log() == ""
         left = {fields[4] for fields in self.ground.mountinfo()}
         assert not [target for target in left if str(self.ground.base) + "/unionfs" in target]
@@ -109,7 +106,8 @@ def engine(started: Engine) -> Iterator[Engine]:
 def test_a_container_over_an_image(engine: Engine, name: str) -> None:
     engine.load(name)
     script = """
-        cat /etc/words; ls /data; mv /data /moved; cat /moved/new; rm /etc/words; ls /data /etc/words
+        cat /etc/words; ls /data; mv /data /moved; cat /moved/new; rm /etc/words
+        ls /data /etc/words
         test -e /moved/old || echo hidden
     """
     said = engine.run("one", f"{script} 2>&1; {ASK_ROOT}", "--rm", snapshotter=name).splitlines()
@@ -127,7 +125,7 @@ def test_a_container_over_an_image(engine: Engine, name: str) -> None:
 def test_ctr_snapshots(engine: Engine) -> None:
     engine.load()
 
-    def snapshots(*words: str, **options: object) -> str:
+    def snapshots(*words: str, **options: Any) -> str:
         return engine.ctr("snapshots", "--snapshotter=unionfs", *words, **options)
 
     layers = [line.split() for line in snapshots("ls").splitlines()[1:]]
@@ -198,8 +196,7 @@ def test_containers_live_on_when_the_plugin_and_containerd_end(engine: Engine, n
     engine.ctr.start()
     lives()
     assert engine.run("after", "cat /etc/words", "--rm", snapshotter=name) == "second"
-    with closing(plugin.client()) as client:
-        assert [info.kind for info in client.walk()].count(Kind.ACTIVE) == 1
+    assert [info["kind"] for info in plugin.walk()].count("active") == 1
 
 
 def test_a_container_starts_again(engine: Engine) -> None:
@@ -211,44 +208,37 @@ def test_a_container_starts_again(engine: Engine) -> None:
 
 def test_fifty_at_once(engine: Engine) -> None:
     engine.load()
-    address = str(engine.ctr.socket)
-    with closing(SnapshotsClient(address, "unionfs", "default")) as client:
-        (top,) = [info.name for info in client.walk() if info.parent]
-        outcomes: list[str] = []
-
-        def prepare(number: int) -> None:
-            client.prepare(f"own {number}", top, {KEEP: "test"})
-            try:
-                client.prepare("same for all", top, {KEEP: "test"})
-                outcomes.append("made")
-            except grpc.RpcError as error:
-                outcomes.append(error.code().name)
-
-        threads = [threading.Thread(target=prepare, args=(number,)) for number in range(50)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(outcomes) == [*["ALREADY_EXISTS"] * 49, "made"]
-        assert len(client.walk("kind==active")) == 51
-        for info in client.walk("kind==active"):
-            client.remove(info.name)
+    plugin = engine.snapshotters["unionfs"]
+    (top,) = [info["key"].split("/", 2)[2] for info in plugin.walk() if info["parent"]]
+    prepare = f"ctr --address={engine.ctr.socket} snapshots --snapshotter=unionfs prepare"
+    script = f"""
+        for number in $(seq 50); do
+            ({prepare} "own $number" {top}; {prepare} same {top} 2>&1 | grep -o "already exists") &
+        done
+        wait
+    """
+    said = engine.ground.run("sh", "-c", script, environment={"PATH": engine.ctr.path})
+    assert said.split("\n") == [*["already exists"] * 49, ""]
+    assert [info["kind"] for info in plugin.walk()].count("active") == 51
+    for line in engine.ctr("snapshots", "--snapshotter=unionfs", "ls").splitlines()[1:]:
+        if line.split()[-1] == "Active":
+            engine.ctr(
+                "snapshots", "--snapshotter=unionfs", "rm", line.partition(" sha256")[0].strip()
+            )
 
 
 def test_garbage_is_collected(engine: Engine) -> None:
-    """What containerd does not need goes: those it was never told to keep, and layers of images."""
+    """What containerd does not know goes, and the layers of images that are removed."""
     plugin = engine.snapshotters["unionfs"]
     engine.load()
-    with (
-        closing(plugin.client()) as client,
-        closing(SnapshotsClient(str(engine.ctr.socket), "unionfs", "default")) as containerds,
-    ):
-        assert len(client.walk()) == 2
-        containerds.prepare("nobody's", client.walk()[1].name.split("/", 2)[2])
-        client.prepare("never told to containerd")
-        engine.ctr("images", "rm", "--sync", IMAGE)
-        wait_for(lambda: client.walk() == [], lambda: str(client.walk()))
-    assert list((plugin.root / "overlay/snapshots").iterdir()) == []
+    plugin.snapshots("prepare", "never told to containerd")
+    assert len(plugin.walk()) == 3
+    engine.ctr("images", "rm", "--sync", IMAGE)
+    wait_for(lambda: plugin.walk() == [], lambda: str(plugin.walk()))
+    plugin.snapshots("cleanup")
+    assert len(list((plugin.root / "overlay/snapshots").iterdir())) == len(
+        json.loads(plugin.snapshots("ls", "--json"))
+    )
 
 
 def test_the_same_image_in_two_namespaces(engine: Engine) -> None:
@@ -275,11 +265,14 @@ def test_ids_are_mapped(engine: Engine) -> None:
         "mapped", "cat /proc/self/uid_map; stat -c %u:%g /etc /bin/busybox; >/made", *mapped
     )
     assert said.split() == ["0", "100000", "65536", "0:0", "0:0"]
-    with closing(engine.snapshotters["unionfs"].client()) as client:
-        (key,) = [info.name for info in client.walk("kind==active")]
-        mount = client.mounts(key)[0]
-    assert {"uidmapping=0:100000:65536", "gidmapping=0:100000:65536"} <= set(mount.options)
-    upper = next(one for one in mount.options if one.startswith("upperdir="))
+    plugin = engine.snapshotters["unionfs"]
+    (key,) = [info["key"] for info in plugin.walk() if info["kind"] == "active"]
+    assert json.loads(plugin.snapshots("info", "--json", key))[0]["labels"] == {
+        "containerd.io/snapshot/uidmapping": "0:100000:65536",
+        "containerd.io/snapshot/gidmapping": "0:100000:65536",
+    }
+    (mount,) = json.loads(plugin.snapshots("mounts", "--json", key))
+    upper = next(one for one in mount["options"] if one.startswith("upperdir="))
     made = (Path(upper.removeprefix("upperdir=")) / "made").stat()
     assert (made.st_uid, made.st_gid) == (0, 0), "as in an image"
 
