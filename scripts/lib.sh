@@ -98,7 +98,7 @@ make_venv() {
   step "making the virtual environment .venv with $("$python" --version) (a minute, the first time)"
   "$python" -m venv --clear "$VENV"
   # The package's own files stay where they are (-e): what is edited is what runs.
-  quietly "$VENV/bin/python" -m pip install --disable-pip-version-check -e "${ROOT}[test,bench]" ||
+  quietly "$VENV/bin/python" -m pip install --disable-pip-version-check -e "${ROOT}[test,containerd]" ||
     die "pip install failed (above); is there a network?"
   # sudo must not leave its caller with files that only root can replace.
   chown -R --reference="$ROOT" "$VENV"

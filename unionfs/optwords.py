@@ -132,8 +132,9 @@ class _Reader:
             self.fields.setdefault("squash_to_gid", 0)
         if self.fields.get("ino32_t"):
             self.excludes_export["ino32_t"] = "ino32_t"
-        if self.fields.get("nfs_export") and (said := ",".join(filter(None, self.excludes_export.values()))):
-            raise UsageError(f"nfs_export=on,{said}: conflicting options")
+        excludes = ",".join(filter(None, self.excludes_export.values()))
+        if self.fields.get("nfs_export") and excludes:
+            raise UsageError(f"nfs_export=on,{excludes}: conflicting options")
         self.fields["read_only"] = self.words.pop("write", "rw") == "ro"
         return MountOptions(**self.fields, fuse_options=tuple(self.words.values()))
 

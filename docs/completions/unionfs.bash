@@ -275,7 +275,7 @@ _unionfs_volume() {
 # _unionfs_plugin PREVIOUS ARGUMENT: the words after "plugin".
 _unionfs_plugin() {
   if ((COMP_CWORD == 2)); then
-    _unionfs_reply '' -W 'volume' -- "$2"
+    _unionfs_reply '' -W 'volume snapshotter' -- "$2"
     return
   fi
   case $1:$2 in

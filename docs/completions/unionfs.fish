@@ -152,7 +152,7 @@ function __unionfs_plugin_verb --description 'Whether the name of the plugin is 
     and __unionfs_command plugin
 end
 
-complete --command unionfs --condition __unionfs_plugin_verb --arguments 'volume'
+complete --command unionfs --condition __unionfs_plugin_verb --arguments 'volume snapshotter'
 complete --command unionfs --condition '__unionfs_command plugin' --long-option socket --require-parameter --force-files --description 'Where engines ask'
 
 complete --command unionfs --condition '__unionfs_command run' --arguments '(unionfs image ls -q 2>/dev/null) (__fish_complete_path)'

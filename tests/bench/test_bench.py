@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.bench import containerd, stores
+from tests.bench import stores
 from tests.bench.markdown import MARKS
 from tests.bench.model import DRIVERS, MOUNTS
 from tests.bench.run import chosen
@@ -95,21 +93,6 @@ def test_containerd_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
     present, missing = stores.find()
     assert {one.kind for one in present} == {"driver"}
     assert missing == [f"{name} (no containerd in PATH)" for name in stores.SNAPSHOTTERS]
-
-
-@given(st.lists(st.tuples(st.integers(1, 2000), st.binary(max_size=300))))
-def test_messages_are_read_as_written(parts: list[tuple[int, bytes]]) -> None:
-    message = b"".join(containerd.field(number, value) for number, value in parts)
-    assert list(containerd.fields(message)) == parts
-
-
-def test_a_message_of_containerd() -> None:
-    # Info of protoc's making: name "a", kind COMMITTED, created_at of 5 seconds.
-    assert list(containerd.fields(bytes.fromhex("0a0161180322020805"))) == [
-        (1, b"a"),
-        (3, 3),
-        (4, b"\x08\x05"),
-    ]
 
 
 def test_the_list_needs_nothing() -> None:

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from tests.bench.client import Phase, Works, serve
-from tests.bench.containerd import KEEP, Client
+from tests.bench.containerd import Client
+from tests.containerd import KEEP
 from unionfs.driver.api import Driver, Mount
 from unionfs.driver.attach import attach, detach
 from unionfs.driver.registry import driver_class

@@ -14,6 +14,7 @@ from unionfs.cli import usage
 from unionfs.cli.arguments import Arguments
 from unionfs.cli.store_arguments import grammar, open_store
 from unionfs.cli.verbs import Verb, run_verb
+from unionfs.errors import UnsupportedError
 from unionfs.plugin.socket import listening
 from unionfs.plugin.supervisor import Supervisor
 from unionfs.store.store import Store
@@ -21,6 +22,8 @@ from unionfs.store.store import Store
 _SERVING: Final = grammar(valued={"socket"})
 #: Where Docker looks for the plugin of a name.
 _VOLUME_SOCKET: Final = "/run/docker/plugins/unionfs.sock"
+#: What the configuration of containerd in the documentation names.
+_SNAPSHOTTER_SOCKET: Final = "/run/unionfs-snapshotter.sock"
 
 
 def run(argv: list[str]) -> int:
@@ -61,7 +64,24 @@ def _volume(store: Store, arguments: Arguments) -> None:
     )
 
 
+def _snapshotter(store: Store, arguments: Arguments) -> None:
+    try:
+        from unionfs.plugin.snapshotter.server import serve  # noqa: PLC0415 - not for other plugins
+    except ModuleNotFoundError as error:
+        if error.name != "grpc":
+            raise
+        raise UnsupportedError("grpcio is missing: pip install 'unionfs[containerd]'") from error
+
+    _serve(
+        arguments,
+        _SNAPSHOTTER_SOCKET,
+        lambda listener, supervisor: serve(listener, supervisor, store),
+    )
+
+
 #: Each plugin with what it takes; in the order that --help tells them.
 VERBS: Final[dict[str, Verb]] = {
     "volume": Verb(_volume, _SERVING, 0, 0, founds=True),
+    # containerd removes what it does not know: nobody else's snapshots may be there.
+    "snapshotter": Verb(_snapshotter, _SERVING, 0, 0, founds=True, apart="-snapshotter"),
 }

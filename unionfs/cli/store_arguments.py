@@ -27,20 +27,27 @@ def grammar(
     return Grammar(FLAGS.union(flags), VALUED.union(valued), {**ALIASES, **(aliases or {})})
 
 
-def chosen_root(arguments: Arguments) -> str:
-    """Return the directory of the store that *arguments* and the environment name."""
-    return arguments.last("root") or os.environ.get("UNIONFS_ROOT") or default_root()
+def chosen_root(arguments: Arguments, apart: str = "") -> str:
+    """Return the directory of the store that *arguments* and the environment name.
+
+    What has a store *apart* from the others' has that behind the name of the default one, and
+    does not look at the environment.
+    """
+    named = arguments.last("root") or ("" if apart else os.environ.get("UNIONFS_ROOT"))
+    return named or default_root() + apart
 
 
 @contextlib.contextmanager
-def open_store(arguments: Arguments, *, as_owner: bool = False, founds: bool) -> Iterator[Store]:
+def open_store(
+    arguments: Arguments, *, as_owner: bool = False, founds: bool, apart: str = ""
+) -> Iterator[Store]:
     """Open the store that *arguments* and the environment name. Raises `StoreError`.
 
     An ordinary user whose subordinate users have files in it may read and change these only
     *as_owner*: as root of a user namespace, if he can be that. A directory that --root names is
     made a store only by what *founds* one: others would answer for one that was mistyped.
     """
-    root = chosen_root(arguments)
+    root = chosen_root(arguments, apart)
     if arguments.last("root") and not founds:
         _require_store(root)
     driver = given_driver(arguments) or os.environ.get("UNIONFS_DRIVER") or DEFAULT_DRIVER

@@ -244,10 +244,13 @@ also those with names. "restore" takes any tar archive, and replaces what the vo
 
 PLUGIN = f"""\
 usage: unionfs plugin volume [--socket PATH]
+       unionfs plugin snapshotter [--socket PATH]
 
 Serves a socket of a plugin of container engines until a signal ends it. "volume" gives
 Docker and Podman the volumes of the store (default: /run/docker/plugins/unionfs.sock, where
 Docker finds the volume driver "unionfs"). It has to run in the mount namespace of the engine.
+"snapshotter" gives containerd snapshots by a storage driver (/run/unionfs-snapshotter.sock), in
+a store of its own (/var/lib/unionfs-snapshotter).
 
   --socket PATH        the socket; one that systemd passes on is taken by itself
 

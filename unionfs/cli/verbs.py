@@ -31,6 +31,8 @@ class Verb(NamedTuple):
     """Whether it reads or changes files of whatever owner; see `open_store`."""
     founds: bool = False
     """Whether it can be the first in a store; see `open_store`."""
+    apart: str = ""
+    """What tells its own store from that of other commands; see `chosen_root`."""
 
 
 def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list[str]) -> int:
@@ -53,7 +55,9 @@ def run_verb(subject: str, verbs: Mapping[str, Verb], help_text: str, argv: list
         # Who has it ignored, as nohup(1), has it ignored.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
-    with open_store(arguments, as_owner=verb.as_owner, founds=verb.founds) as store:
+    with open_store(
+        arguments, as_owner=verb.as_owner, founds=verb.founds, apart=verb.apart
+    ) as store:
         return verb.run(store, arguments) or 0
 
 

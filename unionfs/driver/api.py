@@ -198,7 +198,8 @@ class Driver(ABC):
         without *labels* those of *key*.
 
         Raises `NotFoundError`, `AlreadyExistsError` (*name*), and `FailedPreconditionError` when
-        *key* is not active, or mounted.
+        *key* is not active, or mounted. Where a bind of its directory is all that is mounted, a
+        driver may make that read-only instead.
         """
 
     def capture(self, name: str, key: str, *, labels: Mapping[str, str] | None = None) -> Info:

@@ -22,7 +22,7 @@ from typing import ClassVar, Final, Self
 
 from unionfs.driver.api import Driver, Info, Kind, Mount, Usage
 from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
-from unionfs.driver.usage import disk_usage, mounted_from
+from unionfs.driver.usage import disk_usage, kept_from_writing, mounted_from
 from unionfs.errors import (
     FailedPreconditionError,
     FaultyError,
@@ -165,13 +165,13 @@ class SnapshotDriver(Driver):
         found = self._active(key)
         if name != key:
             self.metadata.require_free(name)
-        self.require_unmounted(found)
+        self.require_unwritten(found)
         self.seal(found)
         usage = self.measure(found)
         with self.metadata.write():
             if self._active(key).id != found.id:
                 raise NotFoundError(f"{key}: was replaced meanwhile; try again")
-            self.require_unmounted(found)
+            self.require_unwritten(found)
             kept = found.labels if labels is None else labels
             return self.metadata.commit(found, name, kept, usage).info()
 
@@ -257,6 +257,14 @@ class SnapshotDriver(Driver):
     def require_unmounted(self, snapshot: Snapshot) -> None:
         """Raise `FailedPreconditionError` if *snapshot* is mounted, as far as we can see."""
         if target := mounted_from(self.directory(snapshot)):
+            raise FailedPreconditionError(f"{snapshot.key}: mounted on {target}; unmount it first")
+
+    def require_unwritten(self, snapshot: Snapshot) -> None:
+        """Let nobody write to *snapshot* any more: what is bound of it becomes read-only.
+
+        Raises `FailedPreconditionError` where that cannot be, as far as we can see.
+        """
+        if target := kept_from_writing(self.directory(snapshot)):
             raise FailedPreconditionError(f"{snapshot.key}: mounted on {target}; unmount it first")
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Final
 from unionfs import optstring, registry
 from unionfs.driver.api import Usage
 from unionfs.fuse import mounting
-from unionfs.layer import walk
+from unionfs.layer import syscalls, walk
 
 _UNION: Final = mounting.FSTYPE.encode()
 
@@ -25,6 +25,43 @@ def mounted_from(directory: str) -> str | None:
     Knows what this process can see: the mounts of its own namespace (binds of what is
     inside, overlays and unions with a layer there), not those of other namespaces.
     """
+    for target, _ in _mounts_from(directory):
+        return target
+    return None
+
+
+def kept_from_writing(directory: str) -> str | None:
+    """Make the binds of what is in *directory* read-only; return ``None`` when all are.
+
+    Else nothing has changed, and it is where something else is mounted that may be writing
+    (an overlay or a union), or a bind in which a file is open for writing.
+    """
+    found = list(_mounts_from(directory))
+    for target, bound in found:
+        if not bound:
+            return target
+    changed: list[int] = []
+    try:
+        for target, _ in found:
+            fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+                os.close(fd)
+                continue
+            changed.append(fd)
+            try:
+                syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
+            except OSError:
+                for other in changed[:-1]:
+                    syscalls.mount_setattr(other, 0, cleared=syscalls.MOUNT_ATTR_RDONLY)
+                return target
+    finally:
+        for fd in changed:
+            os.close(fd)
+    return None
+
+
+def _mounts_from(directory: str) -> Iterator[tuple[str, bool]]:
+    """Yield where something of *directory* is mounted, and whether that is by a bind."""
     inside = directory + "/"
     # Of the lines that are about something else there may be thousands.
     tail = os.fsencode("/".join(inside.split("/")[-3:]))
@@ -34,9 +71,9 @@ def mounted_from(directory: str) -> str | None:
             told = "" if record is None else record.options
         else:
             told = entry.super_options
-        if any(layer.startswith(inside) for layer in _layers(told)) or _is_bind_of(entry, inside):
-            return os.fsdecode(entry.target)
-    return None
+        stacked = any(layer.startswith(inside) for layer in _layers(told))
+        if stacked or _is_bind_of(entry, inside):
+            yield os.fsdecode(entry.target), not stacked
 
 
 def _layers(options: str) -> Iterator[str]:

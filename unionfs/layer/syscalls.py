@@ -172,9 +172,14 @@ def move_mount(mount_fd: int, target: bytes) -> None:
     _check(_syscall(_SYS_MOVE_MOUNT, *where), target)
 
 
-def mount_setattr(mount_fd: int, attributes: int, *, recursive: bool = False) -> None:
-    """Set MOUNT_ATTR_* *attributes* on the mount *mount_fd* (mount_setattr(2))."""
-    change = _MountAttr(attributes, 0, 0, 0)
+def mount_setattr(
+    mount_fd: int, attributes: int, *, cleared: int = 0, recursive: bool = False
+) -> None:
+    """Set MOUNT_ATTR_* *attributes* on the mount *mount_fd*, and clear others (mount_setattr(2)).
+
+    Raises EBUSY for MOUNT_ATTR_RDONLY while a file is open for writing there.
+    """
+    change = _MountAttr(attributes, cleared, 0, 0)
     if attributes & MOUNT_ATTR_NOATIME:
         change.attr_clr = 0x70  # MOUNT_ATTR__ATIME: the old mode must be named to be replaced
     size = ctypes.sizeof(change)

@@ -87,8 +87,7 @@ def made(path: str) -> Iterator[socket.socket]:
 
     Its directory is made if it is missing. Raises `PluginError`.
     """
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        raise PluginError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
+    require_short(path)
     try:
         own, identity = _bound(path)
     except OSError as error:
@@ -100,6 +99,12 @@ def made(path: str) -> Iterator[socket.socket]:
             if _identity(path) == identity:  # not another's, after somebody removed ours
                 os.unlink(path)
         own.close()
+
+
+def require_short(path: str) -> None:
+    """Raise `PluginError` if no socket can be at *path*, which has too many bytes."""
+    if len(os.fsencode(path)) > _PATH_LIMIT:
+        raise PluginError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
 
 
 def _bound(path: str) -> tuple[socket.socket, tuple[int, int]]:

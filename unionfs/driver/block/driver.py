@@ -131,6 +131,9 @@ class BlockDriver(SnapshotDriver):
         if path is not None:
             blockdev.require_unmounted(path)
 
+    def require_unwritten(self, snapshot: Snapshot) -> None:
+        self.require_unmounted(snapshot)
+
     def seal(self, snapshot: Snapshot) -> None:
         with self._faulty_by_key(snapshot):
             self.devices.seal(self.device(snapshot))
