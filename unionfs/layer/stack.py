@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from unionfs.errors import LayerError, UsageError
-from unionfs.layer import handles, syscalls
+from unionfs.layer import handles
 from unionfs.layer.descriptors import Descriptors
+from unionfs.layer.opened import (
+    READ_LAYER,
+    Opened,
+    forget_ambiguous_uuids,
+    isolate,
+    isolate_pair,
+)
 from unionfs.layer.overlap import refuse_overlaps
 from unionfs.layer.override import FORMS, Override
 from unionfs.layer.tree import Layer
@@ -28,10 +33,6 @@ if TYPE_CHECKING:
     from unionfs.layer.handletable import HandleTable
 
 MAX_LOWERS: Final = 500
-#: Seconds to wait for a lock: umount(2) returns a moment before the daemon has ended.
-_LOCK_PATIENCE: Final = 1.0
-_OPEN_LAYER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_READ_LAYER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CAP_SYS_ADMIN: Final = 21
 
 
@@ -87,9 +88,9 @@ class LayerStack:
         stack = cls(options)
         with stack._undo_on_error(), contextlib.ExitStack() as opening:
             if options.upperdir is not None:
-                upper = _Opened.open("upperdir", options.upperdir, opening)
+                upper = Opened.open("upperdir", options.upperdir, opening)
                 stack.upper = stack._layer(0, upper)
-            stack._take_lowers([_Opened.open("lowerdir", p, opening) for p in options.lowerdirs])
+            stack._take_lowers([Opened.open("lowerdir", p, opening) for p in options.lowerdirs])
         return stack
 
     @classmethod
@@ -98,13 +99,13 @@ class LayerStack:
         _check_counts(options, writable=writable)
         stack = cls(options)
         with stack._undo_on_error(), contextlib.ExitStack() as opening:
-            lowers = [_Opened.open("lowerdir", path, opening) for path in options.lowerdirs]
-            writers: list[_Opened] = []
+            lowers = [Opened.open("lowerdir", path, opening) for path in options.lowerdirs]
+            writers: list[Opened] = []
             if options.upperdir is not None:
-                upper = _Opened.open("upperdir", options.upperdir, opening)
+                upper = Opened.open("upperdir", options.upperdir, opening)
                 if writable:
                     assert options.workdir is not None
-                    writers = [upper, _Opened.open("workdir", options.workdir, opening)]
+                    writers = [upper, Opened.open("workdir", options.workdir, opening)]
                 else:
                     lowers.insert(0, upper)
             refuse_overlaps(lowers, writers)
@@ -115,11 +116,11 @@ class LayerStack:
                 stack._require_handles([*lowers, *writers[:1]])
         return stack
 
-    def _require_handles(self, opened: list[_Opened]) -> None:
+    def _require_handles(self, opened: list[Opened]) -> None:
         """Refuse layers whose objects cannot be found again by a file handle."""
         if self.marks.user:
             raise UsageError("nfs_export=on: only for root, and not with userxattr")
-        _forget_ambiguous_uuids(opened)
+        forget_ambiguous_uuids(opened)
         for one in opened:
             if one.uuid is None:
                 reason = "its file system shares its UUID with another layer's"
@@ -139,8 +140,8 @@ class LayerStack:
             self.handle_table = HandleTable(options.workdir, volatile=options.volatile)
             self._files.callback(self.handle_table.close)
 
-    def _take_lowers(self, lowers: list[_Opened]) -> None:
-        _forget_ambiguous_uuids(lowers)
+    def _take_lowers(self, lowers: list[Opened]) -> None:
+        forget_ambiguous_uuids(lowers)
         # In another user namespace nobody can make such mounts, and one that is there has
         # another purpose (systemd-homed(8), say).
         if self._maps_ids and is_first_namespace():
@@ -205,7 +206,7 @@ class LayerStack:
             layer = next((layer for layer in self.lowers if layer.uuid == uuid), None)
             if layer is None:
                 return None
-            fd = self._decoders[uuid] = os.open(b".", _READ_LAYER, dir_fd=layer.root_fd)
+            fd = self._decoders[uuid] = os.open(b".", READ_LAYER, dir_fd=layer.root_fd)
             self._files.callback(os.close, fd)
         return fd
 
@@ -217,8 +218,8 @@ class LayerStack:
             self._files.close()
             raise
 
-    def _layer(self, index: int, opened: _Opened) -> Layer:
-        root_fd = _isolate(opened.fd, self._files)
+    def _layer(self, index: int, opened: Opened) -> Layer:
+        root_fd = isolate(opened.fd, self._files)
         return Layer(
             index,
             opened.path,
@@ -230,12 +231,12 @@ class LayerStack:
             override=Override.of_layer(opened.fd),
         )
 
-    def _open_writable(self, upper: _Opened, work: _Opened, *, volatile: bool) -> None:
+    def _open_writable(self, upper: Opened, work: Opened, *, volatile: bool) -> None:
         if upper.stat.st_dev != work.stat.st_dev:
             raise LayerError("workdir", work.path, "not on the file system of upperdir")
         if os.statvfs(upper.fd).f_flag & os.ST_RDONLY:
             raise LayerError("upperdir", upper.path, "its file system is read-only; give `ro`")
-        pair = _isolate_pair(upper, work, self._files)
+        pair = isolate_pair(upper, work, self._files)
         upper_fd, work_fd = pair or (self._kept(upper.fd), self._kept(work.fd))
         for one, fd in ((upper, upper_fd), (work, work_fd)):
             one.lock(fd, self._files)
@@ -273,82 +274,6 @@ class LayerStack:
             self._files.close()
 
 
-class _Opened:
-    """A directory given as an option, open by path as its caller meant it."""
-
-    def __init__(self, option: str, path: bytes, fd: int, uuid: bytes | None) -> None:
-        self.option = option
-        self.path = path
-        self.fd = fd
-        self.stat = os.fstat(fd)
-        self.uuid = uuid
-
-    @property
-    def mount_id(self) -> bytes:
-        """The number of the mount it lies on, as mountinfo has it."""
-        with open(f"/proc/self/fdinfo/{self.fd}", "rb") as file:
-            return next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
-
-    @classmethod
-    def open(cls, option: str, path: bytes, files: contextlib.ExitStack) -> _Opened:
-        """Open *path*, resolved by the kernel from the current directory, until *files* close."""
-        try:
-            fd = os.open(path, _OPEN_LAYER)
-            files.callback(os.close, fd)
-            readable = os.open(b".", _READ_LAYER, dir_fd=fd)
-        except OSError as error:
-            raise LayerError(option, path, os.strerror(error.errno or errno.EIO)) from error
-        try:
-            return cls(option, path, fd, syscalls.file_system_uuid(readable))
-        finally:
-            os.close(readable)
-
-    def has_handles(self) -> bool:
-        """Say whether objects can be found again by their file handles, by us."""
-        handle = handles.encode(self.fd, b"", self.uuid)
-        readable = os.open(b".", _READ_LAYER, dir_fd=self.fd)
-        try:
-            return handle is not None and handles.decode(readable, handle) is not None
-        finally:
-            os.close(readable)
-
-    def lock(self, fd: int, files: contextlib.ExitStack) -> None:
-        """Take the directory for this mount alone, as a writer, until *files* close.
-
-        *fd* is the directory in the private mount: one on the original mount would keep
-        its owner from unmounting that.
-        """
-        lock = os.open(b".", _READ_LAYER, dir_fd=fd)
-        files.callback(os.close, lock)
-        deadline = time.monotonic() + _LOCK_PATIENCE
-        while not _try_lock(lock):
-            if time.monotonic() > deadline:
-                reason = "in use by another mount; unmount that one, or give another directory"
-                raise LayerError(self.option, self.path, reason)
-            time.sleep(0.02)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _forget_ambiguous_uuids(lowers: list[_Opened]) -> None:
-    """Do without the UUIDs that two file systems share: a handle would not tell them apart.
-
-    File systems without an identity share the null one, copies of an image their own.
-    """
-    devices: dict[bytes | None, set[int]] = {}
-    for one in lowers:
-        devices.setdefault(one.uuid, set()).add(one.stat.st_dev)
-    for one in lowers:
-        if len(devices[one.uuid]) > 1:
-            one.uuid = None
-
-
 def _check_counts(options: MountOptions, *, writable: bool) -> None:
     if not options.lowerdirs and (writable or options.upperdir is None):
         raise UsageError("lowerdir= is missing: give at least one directory")
@@ -359,43 +284,6 @@ def _check_counts(options: MountOptions, *, writable: bool) -> None:
         raise UsageError("workdir= is missing: upperdir= needs one on the same file system")
     if options.nfs_export and options.workdir is None:
         raise UsageError("workdir= is missing: nfs_export=on keeps its table there")
-
-
-def _isolate(fd: int, files: contextlib.ExitStack) -> int | None:
-    """Return a private, read-only copy of the mount at *fd*; ``None`` without privilege."""
-    try:
-        clone = syscalls.open_tree_clone(fd, b"")
-    except OSError:
-        return None
-    files.callback(os.close, clone)
-    try:
-        syscalls.mount_setattr(clone, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME)
-    except OSError:
-        # In a user namespace the access time mode may be locked.
-        with contextlib.suppress(OSError):
-            syscalls.mount_setattr(clone, syscalls.MOUNT_ATTR_RDONLY)
-    return clone
-
-
-def _isolate_pair(
-    upper: _Opened, work: _Opened, files: contextlib.ExitStack
-) -> tuple[int, int] | None:
-    """Return upper and work in one private mount: a rename must not cross mounts."""
-    upper_path, work_path = (os.readlink(b"/proc/self/fd/%d" % one.fd) for one in (upper, work))
-    common = os.path.commonpath((upper_path, work_path))
-    try:
-        clone = syscalls.open_tree_clone(syscalls.AT_FDCWD, os.fsencode(common))
-        files.callback(os.close, clone)
-        found = []
-        for one, path in ((upper, upper_path), (work, work_path)):
-            fd = os.open(os.path.relpath(path, common), _OPEN_LAYER, dir_fd=clone)
-            files.callback(os.close, fd)
-            if not os.path.samestat(os.fstat(fd), one.stat):
-                return None
-            found.append(fd)
-    except OSError:
-        return None
-    return found[0], found[1]
 
 
 def is_first_namespace() -> bool:
