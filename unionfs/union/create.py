@@ -18,12 +18,10 @@ from unionfs.layer.tree import Directory
 from unionfs.layer.walk import remove_tree
 from unionfs.union import whiteouts
 from unionfs.union.copydir import copy_up_directory
-from unionfs.union.copymeta import mark_impure, movable_mode, set_final_mode
-from unionfs.union.copyup import copy_up
-from unionfs.union.indexed import record_count
+from unionfs.union.copymeta import movable_mode, set_final_mode
 from unionfs.union.lookup import child
 from unionfs.union.nodes import NO_DEFAULT_ACL, NO_METACOPY, NO_PROTATTR, DirNode, FileNode, Node
-from unionfs.union.protect import refuse_new_names, refuse_protected
+from unionfs.union.protect import refuse_new_names
 from unionfs.union.tree import MergedTree, fail
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ def create_file(
         path = xattrs.fd_path(fd)
         _finish(tree, directory, path, stat.S_IFREG | mode, caller, status, follow=True)
         if temporary:
-            _show(tree, directory, temporary, name)
+            show(tree, directory, temporary, name)
         else:
             directory.added(name)
             os.link(path, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
@@ -246,7 +244,7 @@ def _create(
         path = tree.work.path_of(temporary)
         status = directory.layer.meant(os.lstat(path), path)
         _finish(tree, directory, path, mode, caller, status)
-        _show(tree, directory, temporary, name)
+        show(tree, directory, temporary, name)
     return _new_file(tree, parent, name, status), None
 
 
@@ -275,7 +273,7 @@ def create_directory(
             flags = syscalls.RENAME_EXCHANGE
             syscalls.renameat2(tree.work.fd, temporary, directory.fd(), name, flags)
         else:
-            _show(tree, directory, temporary, name)
+            show(tree, directory, temporary, name)
     if whiteout:
         tree.work.discard(temporary)
     set_final_mode(tree, directory, name, final)
@@ -329,7 +327,7 @@ def _set_owner(
     return True
 
 
-def _show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:
+def show(tree: MergedTree, directory: Directory, temporary: bytes, name: bytes) -> None:
     """Move a complete temporary to *name*, over a whiteout if there is one."""
     directory.added(name)
     os.rename(temporary, name, src_dir_fd=tree.work.fd, dst_dir_fd=directory.fd())
@@ -342,7 +340,7 @@ def _new_file(tree: MergedTree, parent: DirNode, name: bytes, status: os.stat_re
     node.upper = True
     node.known = NO_METACOPY | NO_PROTATTR
     tree.nodes.add(node, real)
-    _take_name(parent, name, node)
+    take_name(parent, name, node)
     return node
 
 
@@ -356,46 +354,11 @@ def _new_directory(
     node = DirNode(ino, parent, name, upper, ())
     node.known = NO_PROTATTR
     tree.nodes.add(node, real)
-    _take_name(parent, name, node)
+    take_name(parent, name, node)
     return node
 
 
-def _take_name(parent: DirNode, name: bytes, node: Node) -> None:
+def take_name(parent: DirNode, name: bytes, node: Node) -> None:
+    """Let *parent* show *node* as *name*."""
     parent.children[name] = node
     parent.changed()
-
-
-async def link(tree: MergedTree, node: FileNode, parent: DirNode, name: bytes) -> None:
-    """Give *node* the further *name*. Waits while the object is copied up.
-
-    Raises ENOENT for one whose last name is gone, or that was made never to have any.
-    """
-    tree.refuse_read_only()
-    refuse_protected(tree, node)
-    await copy_up(tree, node)
-    if node.removed and not node.linkable:
-        fail(errno.ENOENT)
-    directory = prepare_name(tree, parent, name)
-    record_count(tree, node)
-    if node.lower is not None or node.index is not None:
-        mark_impure(tree, directory)
-    with tree.object(node) as source:
-        _link(tree, xattrs.path_to(source), directory, name)
-    if node.removed:
-        node.linkable = False
-        tree.appeared(node, parent, name)
-        node.unpin()
-    node.add_name(parent, name)
-    _take_name(parent, name, node)
-
-
-def _link(tree: MergedTree, source: bytes, directory: Directory, name: bytes) -> None:
-    """Link what *source* leads to, over a whiteout if there is one."""
-    if directory.lstat(name) is None:
-        directory.added(name)
-        # In one step: a file without a name is given one once, and never again.
-        os.link(source, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
-        return
-    with tree.work.temporary() as temporary:
-        os.link(source, temporary, dst_dir_fd=tree.work.fd, follow_symlinks=True)
-        _show(tree, directory, temporary, name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.layer import acl, capability
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 #: What the kernel has where nobody changed it.
 _OVERFLOW: Final = 65534
+
+
+class Identity(NamedTuple):
+    """Whose objects are that we make, and which permissions they do not get."""
+
+    uid: int
+    gid: int
+    umask: int
+
+    @classmethod
+    def of_process(cls) -> Identity:
+        """Return ours; the umask cannot be asked for without setting it."""
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return cls(os.geteuid(), os.getegid(), umask)
 
 
 class IdMap:

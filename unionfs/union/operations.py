@@ -24,7 +24,7 @@ from unionfs.fuse.interface import (
 from unionfs.layer import syscalls
 from unionfs.layer.stack import LayerStack
 from unionfs.options import MountOptions
-from unionfs.union import attributes, create, ranges, remove
+from unionfs.union import attributes, create, linking, ranges, remove
 from unionfs.union.exporting import Exports
 from unionfs.union.files import OpenFiles
 from unionfs.union.flags import get_flags, get_xflags, measure_verity, set_flags
@@ -184,7 +184,7 @@ class UnionFS:
 
     async def link(self, node: int, parent: int, name: bytes) -> Entry:
         found = self._nodes.file(node)
-        await create.link(self._tree, found, self._nodes.directory(parent), name)
+        await linking.link(self._tree, found, self._nodes.directory(parent), name)
         return self._entry(found)
 
     async def unlink(self, parent: int, name: bytes) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from unionfs.fuse.interface import ROOT_ID, Attr, Entry, Kernel
 from unionfs.layer import xattrs
@@ -20,8 +20,9 @@ from unionfs.log import Log
 from unionfs.union import merge, whiteouts
 from unionfs.union.freshness import Freshness
 from unionfs.union.links import read_extra_links
-from unionfs.union.mapping import Owners
+from unionfs.union.mapping import Identity, Owners
 from unionfs.union.nodes import DirNode, FileNode, Node
+from unionfs.union.reached import Reached
 from unionfs.union.sieve import Sieves
 from unionfs.union.table import NodeTable, Numbers
 
@@ -38,39 +39,6 @@ log = Log(__name__)
 def fail(code: int, name: bytes | None = None) -> NoReturn:
     """Raise the ``OSError`` for *code*."""
     raise OSError(code, os.strerror(code), name)
-
-
-class Identity(NamedTuple):
-    """Whose objects are that we make, and which permissions they do not get."""
-
-    uid: int
-    gid: int
-    umask: int
-
-    @classmethod
-    def of_process(cls) -> Identity:
-        """Return ours; the umask cannot be asked for without setting it."""
-        umask = os.umask(0o077)
-        os.umask(umask)
-        return cls(os.geteuid(), os.getegid(), umask)
-
-
-class Reached:
-    """What leads to an object for a while: see ``MergedTree.object``."""
-
-    __slots__ = ("_own", "_target")
-
-    def __init__(self, target: bytes | int, own: int = -1) -> None:
-        self._target = target
-        #: The descriptor that was opened for it, else -1.
-        self._own = own
-
-    def __enter__(self) -> bytes | int:
-        return self._target
-
-    def __exit__(self, *_: object) -> None:
-        if self._own >= 0:
-            os.close(self._own)
 
 
 class MergedTree:
