@@ -39,13 +39,22 @@ MAY_IMPORT = {
     "driver": {
         *("database", "driver", "errors", "filelocks", "fuse.mounting", "layer", "mount"),
         "namespace",
-        *("options", "optstring", "registry", "reserve", "sizes", "union.changes"),
+        *("options", "optstring", "optwords", "registry", "reserve", "sizes", "union.changes"),
         "unmount",
     },
     "store": {
         *("database", "driver", "errors", "filelocks", "fuse.mounting", "layer", "mount"),
         "namespace",
-        *("options", "optstring", "registry", "sizes", "store", "union.changes", "union.merge"),
+        *(
+            "options",
+            "optstring",
+            "optwords",
+            "registry",
+            "sizes",
+            "store",
+            "union.changes",
+            "union.merge",
+        ),
     },
     "database": {"errors", "reserve"},
     "filelocks": set(),
@@ -62,6 +71,7 @@ MAY_IMPORT = {
     "log": set(),
     "waiting": set(),
     "options": {"errors", "optstring"},
+    "optwords": {"errors", "options", "optstring"},
     "optstring": {"errors"},
     "errors": set(),
 }

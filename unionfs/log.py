@@ -78,6 +78,10 @@ class Log:
         if OUTPUT.debug:
             OUTPUT.line(self._name, "DEBUG", message % arguments)
 
+    def info(self, message: str, *arguments: object) -> None:
+        """Say what somebody has asked for."""
+        OUTPUT.line(self._name, "INFO", message % arguments)
+
     def warning(self, message: str, *arguments: object) -> None:
         """Say what an administrator should know."""
         OUTPUT.line(self._name, "WARNING", message % arguments)

@@ -1,29 +1,52 @@
-"""Mount options: ``-o`` strings, as overlayfs and fuse-overlayfs spell them <-> MountOptions.
+"""Mount options: what a union is made of and how it behaves.
 
-Three kinds of words are known. Our own decide about the union. Those of the FUSE mount
-(`_MOUNT_WORDS`) are handed on; of two opposites the later wins. The rest (`_IGNORED`)
-belongs to mount(8), fstab, SELinux or a container engine and changes nothing here.
-
-An unknown word is refused, or, where engines send words of their own, given back as a
-warning. Never ignored are words that are nearly one of ours (a slip in ``upperdir`` would
-give a read-only mount) and the ones of fuse-overlayfs that say who owns the files.
+`optwords` reads them from ``-o`` strings; `format_options` writes such a string.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from unionfs import optstring
 from unionfs.errors import MountError, UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+#: Words for the FUSE mount, by what they decide: of one group the last word counts.
+MOUNT_WORDS = {
+    word: group
+    for group, words in {
+        "access": "allow_other noallow_other allow_root",
+        "permissions": "default_permissions",
+        "write": "ro rw",
+        "dev": "dev nodev",
+        "suid": "suid nosuid",
+        "exec": "exec noexec",
+        "atime": "atime noatime relatime norelatime strictatime nostrictatime",
+        "diratime": "diratime nodiratime",
+        "sync": "sync async",
+        "dirsync": "dirsync",
+    }.items()
+    for word in words.split()
+}
 
-_MAX_ID = 2**32 - 2
+#: The words of `MOUNT_WORDS` that are no default of mount(2).
+EFFECTIVE = frozenset(
+    (
+        *("allow_other", "allow_root", "dev", "suid", "nodev", "nosuid", "noexec", "noatime"),
+        *("strictatime", "nodiratime", "sync", "dirsync"),
+    )
+)
+
 #: A shorter timeout (seconds) is given by those who change layers while they are mounted.
 _LONG_TIMEOUT = 3600.0
+
+
+class IdRange(NamedTuple):
+    """*length* ids from *disk* on, as layers have them, are shown from *shown* on."""
+
+    disk: int
+    shown: int
+    length: int
 
 
 class MountOptions(NamedTuple):
@@ -41,6 +64,19 @@ class MountOptions(NamedTuple):
     """``user.overlay.*`` even where ``trusted.overlay.*`` could be had."""
     squash_to_uid: int | None = None
     squash_to_gid: int | None = None
+    uidmapping: tuple[IdRange, ...] = ()
+    """Without any, users are shown as layers have them."""
+    gidmapping: tuple[IdRange, ...] = ()
+    xattr_permissions: int = 0
+    """Where owners and modes are kept: 0 in the inode, 1 and 2 in an xattr (`layer.override`)."""
+    static_nlink: bool = False
+    """Directories show one link."""
+    noacl: bool = False
+    """There are no POSIX ACLs, whatever the layers have."""
+    noxattrs: bool = False
+    """There are no extended attributes, whatever the layers have."""
+    ino32_t: bool = False
+    """Inode numbers fit 32 bits."""
     timeout: float = 86400.0
     """How long the kernel may keep entries and attributes, in seconds."""
     entry_timeout: float | None = None
@@ -78,235 +114,6 @@ class MountOptions(NamedTuple):
         return min(self.timeouts()) < _LONG_TIMEOUT
 
 
-class ParsedOptions(NamedTuple):
-    """What the ``-o`` strings of one call said."""
-
-    options: MountOptions
-    ignored: tuple[str, ...] = ()
-    """A line about each word that was not understood and passed over."""
-    remount: bool = False
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-#: Words for the FUSE mount, by what they decide: of one group the last word counts.
-_MOUNT_WORDS = {
-    word: group
-    for group, words in {
-        "access": "allow_other noallow_other allow_root",
-        "permissions": "default_permissions",
-        "write": "ro rw",
-        "dev": "dev nodev",
-        "suid": "suid nosuid",
-        "exec": "exec noexec",
-        "atime": "atime noatime relatime norelatime strictatime nostrictatime",
-        "diratime": "diratime nodiratime",
-        "sync": "sync async",
-        "dirsync": "dirsync",
-    }.items()
-    for word in words.split()
-}
-
-#: The words of `_MOUNT_WORDS` that are no default of mount(2).
-_EFFECTIVE = _words(
-    "allow_other allow_root dev suid nodev nosuid noexec noatime strictatime nodiratime"
-    " sync dirsync"
-)
-
-#: Words of others, known to change nothing here, whatever their value.
-_IGNORED = _words(
-    "auto noauto user nouser users owner group _netdev nofail defaults comment helper uhelper"
-    " context fscontext defcontext rootcontext seclabel silent loud mand nomand iversion"
-    " noiversion lazytime nolazytime symfollow nonempty subtype"
-    " private shared slave unbindable rprivate rshared rslave runbindable"
-    " kernel_cache splice_read splice_write splice_move"
-)
-
-#: Options of overlayfs that have one answer here; any other value is as an unknown option.
-_SETTLED = {
-    "index": ("on",),
-    "xino": ("on", "auto"),
-    "metacopy": ("off",),
-    "nfs_export": ("off",),
-    "verity": ("off",),
-    "xattr_permissions": ("0",),
-}
-
-#: Options of fuse-overlayfs without which the files would show wrong owners.
-_OWNERSHIP = ("uidmapping", "gidmapping", "xattr_permissions")
-
-
-class _Reader:
-    """Collects the fields of MountOptions from one option after the other."""
-
-    def __init__(self, *, tolerant: bool) -> None:
-        self.tolerant = tolerant
-        self.fields: dict[str, Any] = {}
-        self.words: dict[str, str] = {}
-        self.ignored: list[str] = []
-        self.squash_to_root = False
-        self.remount = False
-
-    def read(self, key: str, value: str | None) -> None:
-        """Take one option; `UsageError` when it cannot be taken."""
-        if key in _FLAGS:
-            if value is not None:
-                raise UsageError(f"{key}={value}: {key} takes no value")
-            _FLAGS[key](self)
-        elif key in _VALUED:
-            if not value:
-                raise UsageError(f"{key}= needs a value")
-            _VALUED[key](self, key, value)
-        elif key in _MOUNT_WORDS and value is None:
-            self.words[_MOUNT_WORDS[key]] = key
-        elif key not in _IGNORED and not key.startswith(("x-", "X-")):
-            self.unknown(key, value)
-
-    def unknown(self, key: str, value: str | None) -> None:
-        """Refuse *key*, or pass it over where that is allowed."""
-        shown = key if value is None else f"{key}={value}"
-        if key in _SETTLED and value in _SETTLED[key]:
-            return
-        if key in _OWNERSHIP:
-            raise UsageError(f"{shown}: not supported, and files would show wrong owners without")
-        if key in _SETTLED:
-            reason = f"not supported ({key}={_SETTLED[key][0]} is)"
-        else:
-            own = optstring.nearest(key, _OWN)
-            slip = optstring.distance(key, own) <= optstring.NEAR
-            nearest = own if slip else optstring.nearest(key, _KNOWN)
-            reason = "unknown option"
-            if slip or optstring.resembles(key, nearest):
-                reason += f", the nearest known one is {nearest}"
-            if slip:
-                raise UsageError(f"{shown}: {reason}")
-        if not self.tolerant:
-            raise UsageError(f"{shown}: {reason}")
-        self.ignored.append(f"{shown}: ignored, {reason}")
-
-    def finish(self) -> MountOptions:
-        """Return the options, after the last one was read."""
-        if self.squash_to_root:
-            self.fields.setdefault("squash_to_uid", 0)
-            self.fields.setdefault("squash_to_gid", 0)
-        self.fields["read_only"] = self.words.pop("write", "rw") == "ro"
-        return MountOptions(**self.fields, fuse_options=tuple(self.words.values()))
-
-
-def _lowerdir(reader: _Reader, key: str, value: str) -> None:
-    parts = optstring.split_layers(value)
-    if "" in parts[1:-1]:
-        raise UsageError(f"{key}={value}: data-only layers (after '::') are not supported")
-    if "" in parts:
-        raise UsageError(f"{key}={value}: an empty path before or after a colon")
-    reader.fields["lowerdirs"] = tuple(os.fsencode(part) for part in parts)
-
-
-def _one_more_lowerdir(reader: _Reader, _key: str, value: str) -> None:
-    layer = os.fsencode(optstring.unescape(value))
-    reader.fields["lowerdirs"] = (*reader.fields.get("lowerdirs", ()), layer)
-
-
-def _path(reader: _Reader, key: str, value: str) -> None:
-    reader.fields[key] = os.fsencode(optstring.unescape(value))
-
-
-def _text(reader: _Reader, key: str, value: str) -> None:
-    reader.fields[key] = optstring.unescape(value)
-
-
-def _redirect_dir(reader: _Reader, key: str, value: str) -> None:
-    # "follow" is what off does here as in the kernel: redirects on disk count, none are made.
-    choices = {"on": True, "off": False, "follow": False}
-    if value not in choices:
-        raise UsageError(f"{key}={value}: redirect_dir is on, off or follow")
-    reader.fields["redirect_dir"] = choices[value]
-
-
-def _fsync(reader: _Reader, key: str, value: str) -> None:
-    choices = {"1": False, "auto": False, "0": True, "volatile": True}
-    if value not in choices:
-        raise UsageError(f"{key}={value}: fsync is 0 (volatile) or 1 (auto)")
-    reader.fields["volatile"] = choices[value]
-
-
-def _owner(reader: _Reader, key: str, value: str) -> None:
-    if not (value.isascii() and value.isdigit() and int(value) <= _MAX_ID):
-        raise UsageError(f"{key}={value}: not a number from 0 to {_MAX_ID}")
-    reader.fields[key] = int(value)
-
-
-def _timeout(reader: _Reader, key: str, value: str) -> None:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise UsageError(f"{key}={value}: not a number of seconds")
-    reader.fields[key] = seconds
-
-
-def _choice(*choices: str) -> Callable[[_Reader, str, str], None]:
-    def read(reader: _Reader, key: str, value: str) -> None:
-        if value not in choices:
-            raise UsageError(f"{key}={value}: {key} is {', '.join(choices[:-1])} or {choices[-1]}")
-        reader.fields[key] = value
-
-    return read
-
-
-def _set(name: str, value: Any = True) -> Callable[[_Reader], None]:
-    return lambda reader: reader.fields.__setitem__(name, value)
-
-
-_FLAGS: dict[str, Callable[[_Reader], None]] = {
-    "volatile": _set("volatile"),
-    "userxattr": _set("userxattr"),
-    "debug": _set("debug"),
-    "squash_to_root": lambda reader: setattr(reader, "squash_to_root", True),
-    "remount": lambda reader: setattr(reader, "remount", True),
-}
-_VALUED: dict[str, Callable[[_Reader, str, str], None]] = {
-    "lowerdir": _lowerdir,
-    "lowerdir+": _one_more_lowerdir,
-    "upperdir": _path,
-    "workdir": _path,
-    "redirect_dir": _redirect_dir,
-    "fsync": _fsync,
-    "squash_to_uid": _owner,
-    "squash_to_gid": _owner,
-    "timeout": _timeout,
-    "entry_timeout": _timeout,
-    "negative_timeout": _timeout,
-    "attr_timeout": _timeout,
-    "passthrough": _choice("auto", "on", "off"),
-    "placement": _choice("auto", "spread", "off"),
-    "session": _text,
-    "fsname": _text,
-}
-_OWN = frozenset({*_FLAGS, *_VALUED, *_SETTLED, *_OWNERSHIP})
-_KNOWN = _OWN | frozenset(_MOUNT_WORDS)
-
-
-def parse_options(
-    strings: Iterable[str], *, tolerant: bool = False, source: str | None = None
-) -> ParsedOptions:
-    """Read the ``-o`` *strings* of one call; of an option given twice the last counts.
-
-    *tolerant* passes over unknown words and says so in the result; *source* is what the
-    command line names as the thing mounted. Raises `UsageError`.
-    """
-    reader = _Reader(tolerant=tolerant)
-    for text in strings:
-        for key, value in optstring.split_options(text):
-            reader.read(key, value)
-    if source:
-        reader.fields["fsname"] = source
-    return ParsedOptions(reader.finish(), tuple(reader.ignored), reader.remount)
-
-
 def format_options(options: MountOptions) -> str:
     """Return the ``-o`` string that `parse_options` reads as *options*."""
     parts = []
@@ -317,7 +124,13 @@ def format_options(options: MountOptions) -> str:
         path: bytes | None = getattr(options, key)
         if path is not None:
             parts.append(f"{key}={optstring.escape(os.fsdecode(path))}")
-    parts += [key for key in ("volatile", "userxattr", "debug") if getattr(options, key)]
+    parts += [key for key in _FLAGS if getattr(options, key)]
+    if options.noxattrs:
+        parts.append("noxattrs=1")
+    for key in ("uidmapping", "gidmapping"):
+        ranges: tuple[IdRange, ...] = getattr(options, key)
+        if ranges:
+            parts.append(f"{key}=" + ":".join(str(number) for one in ranges for number in one))
     if not options.redirect_dir:
         parts.append("redirect_dir=off")
     for key in ("squash_to_uid", "squash_to_gid"):
@@ -330,8 +143,10 @@ def format_options(options: MountOptions) -> str:
     return ",".join([*parts, *(["ro"] if options.read_only else []), *options.fuse_options])
 
 
+_FLAGS = ("volatile", "userxattr", "static_nlink", "noacl", "ino32_t", "debug")
 _DEFAULTS = MountOptions()
 _TOLD_IF_CHANGED = (
+    "xattr_permissions",
     "timeout",
     "entry_timeout",
     "negative_timeout",
@@ -361,7 +176,7 @@ def with_defaults(
     serves that user, and others only where *user_allow_other* (of /etc/fuse.conf) lets it;
     raises `MountError` where it does not.
     """
-    given = {_MOUNT_WORDS[word]: word for word in options.fuse_options}
+    given = {MOUNT_WORDS[word]: word for word in options.fuse_options}
     if privileged:
         # "No user but root and me" is "no user but me" when I am root.
         wanted = {"access": "allow_other", "dev": "dev", "suid": "suid", "atime": "noatime"}
@@ -375,7 +190,7 @@ def with_defaults(
             )
         # mount.fuse3 always adds these two; fusermount3 refuses them to users anyway.
         given = {group: word for group, word in given.items() if word not in ("dev", "suid")}
-    words = [word for word in given.values() if word in _EFFECTIVE]
+    words = [word for word in given.values() if word in EFFECTIVE]
     if options.read_only or options.upperdir is None:
         words.append("ro")
     return options._replace(fuse_options=("default_permissions", *words))

@@ -46,7 +46,8 @@ def serve(
     with contextlib.closing(LayerStack.open(options)) as stack:
         # Before the daemon leaves the directory that relative paths start from.
         shown = _with_absolute_layers(options)
-        session = open_session(options, UnionFS(stack, options))
+        union = UnionFS(stack, options)
+        session = open_session(options, union)
         # From the mount on a signal must find the loop that unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         session.mount(place, options.fsname, options.fuse_options)
@@ -56,7 +57,13 @@ def serve(
         # What is there by now stays; garbage is looked for in what comes.
         gc.freeze()
         gc.enable()
+        # As fuse-overlayfs does; without a handler the signal would end us.
+        signal.signal(signal.SIGUSR1, lambda *_: _tell_statistics(union, session))
         _Service(session, place, entry, shown, ready).run()
+
+
+def _tell_statistics(union: UnionFS, session: Session) -> None:
+    log.info("%s; requests: %s", union.statistics(), session.counted() or "not counted")
 
 
 def _with_absolute_layers(options: MountOptions) -> MountOptions:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unionfs import __version__, options
+from unionfs import __version__, options, optwords
 from unionfs.cli import (
     diff,
     image,
@@ -39,12 +39,12 @@ PAGES = [
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
 
 #: Of no use to somebody who types; taken because programs send them.
-FOR_PROGRAMS = {"remount", *options._SETTLED, *options._OWNERSHIP, "default_permissions"}
+FOR_PROGRAMS = {"remount", *optwords._SETTLED, "default_permissions"}
 
 #: What every command takes.
 ASKING = {"h", "help", "V", "version"}
 
-OWN = set(options._FLAGS) | set(options._VALUED)
+OWN = set(optwords._FLAGS) | set(optwords._VALUED)
 
 
 def text_of(name: str) -> str:
@@ -60,8 +60,7 @@ def names(text: str) -> set[str]:
 
 
 def test_the_manual_describes_every_mount_option() -> None:
-    known = OWN | set(options._MOUNT_WORDS) | options._IGNORED | set(options._SETTLED)
-    missing = known | set(options._OWNERSHIP)
+    missing = OWN | set(options.MOUNT_WORDS) | optwords._IGNORED | set(optwords._SETTLED)
     missing -= names(text_of("unionfs.1"))
     # Four that nobody gives, and whose opposites are there.
     assert missing <= {"norelatime", "nostrictatime"}
@@ -70,7 +69,7 @@ def test_the_manual_describes_every_mount_option() -> None:
 @pytest.mark.parametrize("name", COMPLETIONS)
 def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
     text = (DOCS / "completions" / name).read_text(encoding="utf-8")
-    wanted = (OWN | set(options._EFFECTIVE) | {"ro", "rw"}) - FOR_PROGRAMS
+    wanted = (OWN | set(options.EFFECTIVE) | {"ro", "rw"}) - FOR_PROGRAMS
     assert wanted - names(text) == set()
     for word in (
         "mount",

@@ -66,7 +66,7 @@ def test_a_check_sees_a_live_mount(command: Command) -> None:
 
 
 def test_s_says_nothing_about_unknown_options(command: Command) -> None:
-    options = f"{command.layers},noacl"
+    options = f"{command.layers},bogus"
     done = command.run("SRC", "m", "-o", options, "--wibble", name=NAMES[0])
     assert len(done.stderr.splitlines()) == 2
     command.run("umount", "m")

@@ -6,17 +6,21 @@ from hypothesis import strategies as st
 
 from unionfs.errors import MountError, UsageError
 from unionfs.options import (
+    IdRange,
     MountOptions,
     format_options,
-    parse_options,
     require_layers,
     with_defaults,
 )
+from unionfs.optwords import parse_options
 
 PATHS = st.binary(min_size=1, max_size=12).filter(lambda path: b"\0" not in path)
 # An argument of a process is bytes; a SOURCE comes as one.
 TEXTS = PATHS.map(lambda name: name.decode(errors="surrogateescape"))
 IDS = st.none() | st.integers(0, 2**32 - 2)
+RANGES = st.lists(
+    st.builds(IdRange, *(st.integers(0, 2**31 - 1) for _ in range(3))), max_size=3
+).map(tuple)
 
 
 @st.composite
@@ -39,6 +43,13 @@ def mount_options(draw: st.DrawFn) -> MountOptions:
         userxattr=draw(st.booleans()),
         squash_to_uid=draw(IDS),
         squash_to_gid=draw(IDS),
+        uidmapping=draw(RANGES),
+        gidmapping=draw(RANGES),
+        xattr_permissions=draw(st.integers(0, 2)),
+        static_nlink=draw(st.booleans()),
+        noacl=draw(st.booleans()),
+        noxattrs=draw(st.booleans()),
+        ino32_t=draw(st.booleans()),
         timeout=draw(st.floats(0, 1e12)),
         session=draw(st.sampled_from(["auto", "pyfuse3", "device"])),
         debug=draw(st.booleans()),
@@ -128,6 +139,14 @@ def test_the_last_of_several_counts() -> None:
         ("session=device", {"session": "device"}),
         ("debug", {"debug": True}),
         ("fsname=a\\,b", {"fsname": "a,b"}),
+        ("sync=0", {"volatile": True}),
+        ("uidmapping=:0:100000:65536", {"uidmapping": ((0, 100000, 65536),)}),
+        ("gidmapping=0:1:5:9:7:1", {"gidmapping": ((0, 1, 5), (9, 7, 1))}),
+        ("uidmapping=0:0:4294967295", {"uidmapping": ((0, 0, 4294967295),)}),
+        ("xattr_permissions=2", {"xattr_permissions": 2}),
+        ("static_nlink,noacl,ino32_t", {"static_nlink": True, "noacl": True, "ino32_t": True}),
+        ("noxattrs=1", {"noxattrs": True}),
+        ("noxattrs=0", {}),
     ],
 )
 def test_each_option_of_ours(text: str, expected: dict[str, object]) -> None:
@@ -142,7 +161,8 @@ def test_each_option_of_ours(text: str, expected: dict[str, object]) -> None:
         "private,shared,slave,unbindable,rprivate,rshared,rslave,runbindable",
         "context=a,fscontext=b,defcontext=c,rootcontext=d,seclabel",
         "async,exec,diratime,relatime,default_permissions,lazytime",
-        "xattr_permissions=0,verity=off",
+        "xattr_permissions=0,verity=off,xino=off",
+        "clone_fd,max_idle_threads=5,max_threads=1,threaded=1,writeback=0,fast_ino=1,max_write=9",
     ],
 )
 def test_words_of_others_change_nothing(text: str) -> None:
@@ -162,17 +182,17 @@ def test_an_unknown_option_is_refused_with_the_known_one_that_is_near(
         parse(word)
 
 
-@pytest.mark.parametrize("word", ["wibble=3", "bogus", "noacl", "x", "rx", "plugins=x:y"])
+@pytest.mark.parametrize("word", ["wibble=3", "bogus", "x", "rx", "plugins=x:y"])
 def test_of_others_none_is_named(word: str) -> None:
     with pytest.raises(UsageError, match=f"^{word}: unknown option$"):
         parse(word)
 
 
 def test_or_passed_over_with_a_warning() -> None:
-    parsed = parse_options(["lowerdir=/a,noacl,plugins=x:y,metacopy=on,index=off"], tolerant=True)
+    parsed = parse_options(["lowerdir=/a,bogus,plugins=x:y,metacopy=on,index=off"], tolerant=True)
     assert parsed.options.lowerdirs == (b"/a",)
     assert [line.split(":")[0] for line in parsed.ignored] == [
-        "noacl",
+        "bogus",
         "plugins=x",
         "metacopy=on",
         "index=off",
@@ -202,11 +222,12 @@ def test_a_slip_is_refused_in_every_form(word: str, tolerant: bool) -> None:
         parse_options(["lowerdir=/a", word], tolerant=tolerant)
 
 
-@pytest.mark.parametrize("word", ["uidmapping=0:1000:1", "gidmapping=", "xattr_permissions=2"])
-@pytest.mark.parametrize("tolerant", [False, True])
-def test_options_that_say_who_owns_files_are_never_ignored(word: str, tolerant: bool) -> None:
-    with pytest.raises(UsageError, match="wrong owners"):
-        parse_options([word], tolerant=tolerant)
+def test_as_fuse_overlayfs_has_it() -> None:
+    """What is unknown is given back, whatever it resembles; empty layers are passed over."""
+    text = "lowerdir=:/a::/b:,upperdri=/u,volatile=1,timeout,,metacopy=on,private,xino=off"
+    parsed = parse_options([text], as_fuse_overlayfs=True)
+    assert parsed.options == MountOptions(lowerdirs=(b"/a", b"/b"))
+    assert parsed.ignored == ("upperdri=/u", "volatile=1", "timeout", "metacopy=on")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +253,15 @@ def test_options_that_say_who_owns_files_are_never_ignored(word: str, tolerant: 
         "squash_to_uid=-1",
         "squash_to_gid=4294967295",
         "squash_to_gid=²",
+        "uidmapping=0:1000",
+        "gidmapping=",
+        "gidmapping=0:x:1",
+        "uidmapping=0:-1:1",
+        "uidmapping=0:4294967295:1",
+        "xattr_permissions=3",
+        "noxattrs=2",
+        "noxattrs",
+        "noacl=1",
     ],
 )
 @pytest.mark.parametrize("tolerant", [False, True])

@@ -32,37 +32,41 @@ runroot = "{runroot}"
 additionalimagestores = [{stores}]
 [storage.options.overlay]
 mount_program = "{program}"
+mountopt = "{mountopt}"
 """
 
 
 class Podman:
     """``podman`` with storage and settings of its own, in *ground*.
 
-    *program* is what mounts its layers, "" for the kernel's overlayfs.
+    *program* is what mounts its layers, None for the kernel's overlayfs, *mountopt* what it is
+    told for each. *stores* are those of others whose images are to be seen.
     """
 
     def __init__(
         self,
         ground: Ground,
-        program: Path | str,
+        program: Path | None,
         *,
         user: bool = False,
         stores: Sequence[Path] = (),
+        mountopt: str = "",
     ) -> None:
         self.ground = ground
         self.user = user
         made = ground.base / ("rootless" if user else "root")
         made.mkdir()
+        #: Its home directory and settings; Podman keeps an ordinary user's storage in it.
         self.home = made
-        self.root = made / "storage"
-        program_line = str(program)
+        self.root = made / (".local/share/containers/storage" if user else "storage")
         storage = STORAGE_CONF.format(
             root=self.root,
-            runroot=f"/run/user/{USER}/storage" if user else "/run/storage",
+            runroot=f"/run/user/{USER}/containers" if user else "/run/storage",
             stores=", ".join(f'"{store}"' for store in stores),
-            program=program_line,
+            program=program,
+            mountopt=mountopt,
         )
-        if not program_line:
+        if program is None:
             storage = storage.rpartition("[storage.options.overlay]")[0]
         (made / "storage.conf").write_text(storage)
         (made / "containers.conf").write_text(CONTAINERS_CONF.format(base=made))

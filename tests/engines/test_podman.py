@@ -50,7 +50,7 @@ def test_changes_are_in_the_upper_and_in_diff(podman: Podman) -> None:
     assert pairs(podman("diff", "changing")) == pairs(DIFF)
     upper = podman.layer("changing")["UpperDir"]
     assert sorted(os.listdir(upper)) == sorted(
-        ["bin", "data", "deep", "etc", "home", "link", "new", "pipe", "same", "tmp"]
+        ["bin", "data", "deep", "etc", "home", "link", "new", "pipe", "run", "same", "tmp"]
     )
     assert stat.S_ISCHR(os.lstat(f"{upper}/home/user").st_mode)
     assert os.getxattr(f"{upper}/etc/words", "trusted.overlay.opaque") == b"y"
@@ -152,7 +152,6 @@ def test_tmpfs(podman: Podman) -> None:
     tmpfs = ("--tmpfs", "/cache:size=1m")
     shown = podman("run", "--name", "small", *tmpfs, "base", "sh", "-c", script)
     assert shown == str(1 << 20)
-    assert "No space left on device" in podman.said
     assert podman("start", "--attach", "small", status=0) == str(1 << 20)
     assert pairs(podman("diff", "small")) == ["A /cache"]
 

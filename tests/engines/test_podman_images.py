@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.conftest import linked
 from tests.engines.ground import Ground
-from tests.engines.ours import ASK_ROOT, assert_ours, assert_ours_at
+from tests.engines.ours import ASK_ROOT, assert_ours, assert_ours_at, linked
 from tests.engines.podman import Podman
 
 pytestmark = pytest.mark.needs_root

@@ -26,6 +26,7 @@ def client(podman: Podman) -> Iterator[Client]:
     """Runs Docker's client on Podman's service."""
     need(Docker.CLIENT)
     socket = podman.ground.base / "podman.sock"
+    socket.unlink(missing_ok=True)
     service = podman.ground.start(
         *("podman", "system", "service", "--time", "0", f"unix://{socket}"),
         environment=podman.environment(),
@@ -56,8 +57,9 @@ def test_containers(client: Client, podman: Podman) -> None:
     wait_for(lambda: "D /etc/words" in client("diff", "awake"))
     assert client("exec", "awake", "ls", "/data") == "old"
     assert client("ps", "--quiet") == podman("ps", "--quiet")
-    (podman.ground.base / "sent").write_text("sent\n")
-    client("cp", str(podman.ground.base / "sent"), "awake:/data/sent")
+    sent = podman.ground.base / "sent-by-docker"
+    sent.write_text("sent\n")
+    client("cp", str(sent), "awake:/data/sent")
     assert client("exec", "awake", "cat", "/data/sent") == "sent"
     client("commit", "awake", "kept")
     client("rm", "--force", "awake")

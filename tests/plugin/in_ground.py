@@ -7,8 +7,8 @@ import subprocess
 from typing import Any, Final
 
 from tests.container.runner import wait_for
-from tests.engines.conftest import UNIONFS
 from tests.engines.ground import Ground
+from tests.engines.ours import UNIONFS
 
 #: Where Docker finds it by its name.
 SOCKET: Final = "/run/docker/plugins/unionfs.sock"

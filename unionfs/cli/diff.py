@@ -16,7 +16,8 @@ from unionfs.cli.output import complain
 from unionfs.errors import MountError, UsageError
 from unionfs.fuse import mounting
 from unionfs.layer.stack import LayerStack
-from unionfs.options import MountOptions, parse_options
+from unionfs.options import MountOptions
+from unionfs.optwords import parse_options
 from unionfs.union.changes import changes
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from unionfs.cli.mount_command import asked_text
 from unionfs.cli.output import print_table
 from unionfs.errors import UsageError
 from unionfs.fuse import mounting
-from unionfs.options import MountOptions, parse_options
+from unionfs.options import MountOptions
+from unionfs.optwords import parse_options
 
 _GRAMMAR = Grammar(flags=frozenset({"json", "h", "V"}), aliases={"help": "h", "version": "V"})
 _COLUMNS = ("target", "state", "pid", "session", "layers")

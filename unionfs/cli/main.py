@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Called by one of these names, the program follows mount(8)'s contract for its helpers.
 MOUNT8_NAMES = ("mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
+#: Called by this one, it follows the contract of the program that container engines run.
+FUSE_OVERLAYFS = "fuse-overlayfs"
 
 #: Commands that have a module of their name, whose ``run`` takes the words after it.
 _MODULES = frozenset({"umount", "ls", "diff", "run", "snapshot", "image", "volume", "plugin"})
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line *argv* (by default the process's own) and return its exit status."""
     program, *arguments = sys.argv if argv is None else argv
     try:
-        run = _command(os.path.basename(program), arguments)
+        run = _called_as(os.path.basename(program), arguments) or _command(arguments)
         status = run()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -58,13 +60,22 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def _command(program: str, arguments: list[str]) -> Callable[[], int]:
-    """Return what to run; each subject is imported only when it is asked for."""
-    # ruff: noqa: PLC0415 - a mount should not wait for the imports of the other commands
+# ruff: noqa: PLC0415 - a mount should not wait for the imports of the other commands
+def _called_as(program: str, arguments: list[str]) -> Callable[[], int] | None:
+    """Return what to run where the name of the *program* says so."""
     if program in MOUNT8_NAMES:
         from unionfs.cli import mount8
 
         return lambda: mount8.run(program, arguments)
+    if program == FUSE_OVERLAYFS:
+        from unionfs.cli import fuse_overlayfs
+
+        return lambda: fuse_overlayfs.run(arguments)
+    return None
+
+
+def _command(arguments: list[str]) -> Callable[[], int]:
+    """Return what to run; each subject is imported only when it is asked for."""
     match arguments:
         case ["mount", *rest]:
             from unionfs.cli import mount_command

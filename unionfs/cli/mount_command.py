@@ -9,7 +9,7 @@ from unionfs.cli.arguments import Arguments, Grammar, scan
 from unionfs.cli.output import complain, printable
 from unionfs.errors import MountError, UsageError
 from unionfs.mount import mount
-from unionfs.options import ParsedOptions, parse_options
+from unionfs.optwords import ParsedOptions, parse_options
 
 _GRAMMAR = Grammar(
     # -s and -n are libfuse's and mount(8)'s: one thread, no mtab. Both are so anyway.

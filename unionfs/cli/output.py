@@ -17,10 +17,10 @@ def printable(text: str) -> str:
     return os.fsencode(text).decode(errors="backslashreplace").translate(_CONTROL)
 
 
-def complain(lines: Iterable[str]) -> None:
-    """Print *lines* to stderr, as coming from this program."""
+def complain(lines: Iterable[str], *, program: str = "unionfs") -> None:
+    """Print *lines* to stderr, as coming from *program*."""
     for line in lines:
-        print(f"unionfs: {printable(line)}", file=sys.stderr)
+        print(f"{program}: {printable(line)}", file=sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

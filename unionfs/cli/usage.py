@@ -6,6 +6,9 @@ from unionfs import __version__
 
 VERSION = f"unionfs: version {__version__}"
 
+#: Of fuse-overlayfs's options those of 2.0.0 are taken; engines show this text.
+FUSE_OVERLAYFS_VERSION = f"fuse-overlayfs: version 2.0.0 (unionfs {__version__})"
+
 COMMANDS = """\
 usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs umount TARGET [--lazy]               unmount it, wait for its daemon
@@ -37,11 +40,19 @@ mount options:
   upperdir=DIR         the layer that takes all changes; without it: read-only
   workdir=DIR          an empty directory on the file system of upperdir
   ro                   change nothing
-  volatile, fsync=0    never sync to the disk
+  volatile, fsync=0, sync=0
+                       never sync to the disk
   redirect_dir=on|off  rename directories of lower layers (default: on)
   userxattr            use user.overlay.* attributes though trusted.* can be had
   squash_to_root, squash_to_uid=N, squash_to_gid=N
                        show this owner for all files
+  uidmapping=DISK:SHOWN:LENGTH[:...], gidmapping=DISK:SHOWN:LENGTH[:...]
+                       show ids of the layers as others
+  xattr_permissions=0|1|2
+                       keep owners and modes in inodes, or in xattrs of security.* or user.*
+  static_nlink         directories show one link
+  noacl, noxattrs=1    no POSIX ACLs, no extended attributes
+  ino32_t              inode numbers of 32 bits
   timeout=SECONDS      how long the kernel may remember names and attributes
   entry_timeout=SECONDS, negative_timeout=SECONDS, attr_timeout=SECONDS
                        the same for names, for missing names, for attributes
@@ -54,6 +65,17 @@ mount options:
   fsname=SOURCE        the name shown as the source
   allow_other, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, sync, ...
                        as in mount(8) and mount.fuse3(8)"""
+
+FUSE_OVERLAYFS = """\
+usage: fuse-overlayfs [-f] [-d] [-o OPTIONS] MOUNTPOINT
+
+unionfs under the name of fuse-overlayfs, with the options of both: see unionfs(1).
+
+  -o OPTIONS           mount options, separated by commas; may be repeated
+  -f                   serve in the foreground
+  -d, --debug          log every request; implies -f
+  -h, --help           this text
+  -V, --version        the version"""
 
 MOUNT8 = """\
 usage: {program} SOURCE TARGET [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]

@@ -20,7 +20,7 @@ from unionfs.fuse import mounting
 from unionfs.layer import syscalls
 from unionfs.mount import mount
 from unionfs.namespace import MountNamespace
-from unionfs.options import parse_options
+from unionfs.optwords import parse_options
 from unionfs.unmount import unmount
 
 _INSIDE: Final = "X-mount.subdir="

@@ -128,6 +128,10 @@ class DeviceSession:
     def stop(self) -> None:
         self._events.put("stop")
 
+    def counted(self) -> str:
+        found = sorted(self.counts.copy().items())
+        return " ".join(f"{opcode_name(opcode)}={count}" for opcode, count in found)
+
     def _end(self) -> None:
         """Let what was begun come to its end, begin nothing more, and sync the upper."""
         with self._lock:
@@ -136,7 +140,7 @@ class DeviceSession:
         # For good: what the workers could not finish stays as it is.
         self._lock.acquire()
         if self._options.debug:
-            log.debug("requests: %s", _counted(self.counts))
+            log.debug("requests: %s", self.counted())
         request = self._fs.syncfs()
         with contextlib.suppress(StopIteration):
             step = request.send(None)
@@ -210,7 +214,8 @@ class DeviceSession:
         """
         timeouts = Timeouts(*map(Valid.of, self._options.timeouts()))
         changing = self._options.layers_change
-        wanted = _WANTED & ~NOT_WANTED if changing else _WANTED
+        own = _WANTED & ~Init.POSIX_ACL if self._options.noacl else _WANTED
+        wanted = own & ~NOT_WANTED if changing else own
         if self._options.passthrough != "off" and mounting.may_pass_through():
             self._passthrough = bool(offered & Init.PASSTHROUGH)
         if self._passthrough or changing:
@@ -221,7 +226,7 @@ class DeviceSession:
             # With this, OPEN does the truncation; so it must not be answered ENOSYS.
             return offered & (wanted | Init.ATOMIC_O_TRUNC)
         self._handlers = OpenlessRequests(self._fs, timeouts).handlers()
-        return offered & (_WANTED | Init.NO_OPEN_SUPPORT)
+        return offered & (own | Init.NO_OPEN_SUPPORT)
 
     def _read(self, buffer: bytearray) -> int:
         """Read one request into *buffer*; its size, 0 when the mount is gone."""
@@ -372,7 +377,3 @@ class DeviceSession:
             # ENOENT: nobody waits for it any more.
             if error.errno not in (*_DISCONNECTED, errno.ENOENT):
                 log.warning("a reply was refused: %s", error)
-
-
-def _counted(counts: Counter[int]) -> str:
-    return " ".join(f"{opcode_name(opcode)}={count}" for opcode, count in sorted(counts.items()))

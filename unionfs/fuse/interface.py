@@ -286,5 +286,8 @@ class Session(Protocol):
     def stop(self) -> None:
         """Ask ``serve`` to return; may be called by a signal handler."""
 
+    def counted(self) -> str:
+        """Return how many requests of each kind were read, "" where nobody counts."""
+
     def close(self, *, unmount: bool) -> None:
         """Release the connection, unmounting first if asked to."""

@@ -123,6 +123,9 @@ class PyfuseSession:
             with contextlib.suppress(trio.RunFinishedError):
                 self._trio.run_sync_soon(pyfuse3.terminate)
 
+    def counted(self) -> str:
+        return ""
+
     def close(self, *, unmount: bool) -> None:
         pyfuse3.close(unmount=unmount)
 
@@ -174,13 +177,13 @@ class _Pyfuse:
 class _Handlers(pyfuse3.Operations):
     """pyfuse3's names for requests, translated and nothing else."""
 
-    enable_acl = True
     enable_writeback_cache = False
     supports_dot_lookup = True
 
     def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
         super().__init__()
         self._fs = filesystem
+        self.enable_acl = not options.noacl
         self._entry_timeout, self._negative_timeout, self._attr_timeout = options.timeouts()
         # Unless others change the layers, pages stay good between two opens.
         self._keeps_pages = not options.layers_change

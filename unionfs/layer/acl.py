@@ -10,9 +10,12 @@ import grp
 import pwd
 import stat
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs.layer import xattrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _HEADER: Final = struct.Struct("<I")
 _ENTRY: Final = struct.Struct("<HHI")
@@ -54,6 +57,18 @@ def _shift(tag: int, *, masked: bool) -> int | None:
     if tag == (_MASK if masked else _GROUP_OBJ):
         return 3
     return 0 if tag == _OTHER else None
+
+
+def with_ids(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
+    """Return the ACL *value* with the named users and groups that the two functions return."""
+    if len(value) < _HEADER.size or (len(value) - _HEADER.size) % _ENTRY.size:
+        return value  # no ACL; who takes it will say so
+    translate = {_USER: user, _GROUP: group}
+    entries = [
+        _ENTRY.pack(tag, permissions, translate[tag](number) if tag in translate else number)
+        for tag, permissions, number in _ENTRY.iter_unpack(value[_HEADER.size :])
+    ]
+    return value[: _HEADER.size] + b"".join(entries)
 
 
 def pass_on(dirfd: int, path: bytes, mode: int, umask: int, *, follow: bool) -> tuple[int, bool]:

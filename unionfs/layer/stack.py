@@ -16,8 +16,10 @@ from typing import Final
 
 from unionfs.errors import LayerError, UsageError
 from unionfs.layer import handles, syscalls
+from unionfs.layer.descriptors import Descriptors
 from unionfs.layer.overlap import refuse_overlaps
-from unionfs.layer.tree import Descriptors, Layer
+from unionfs.layer.override import FORMS, Override
+from unionfs.layer.tree import Layer
 from unionfs.layer.workdir import WorkDirectory
 from unionfs.layer.xattrs import Marks
 from unionfs.options import MountOptions
@@ -42,6 +44,9 @@ class LayerStack:
         self.descriptors = Descriptors()
         self._files.callback(self.descriptors.close)
         self.marks = Marks(user=options.userxattr or not may_use_trusted())
+        #: Where the upper layer keeps owners, if it does not tell by itself.
+        self._form = FORMS.get(options.xattr_permissions)
+        self._maps_ids = bool(options.uidmapping or options.gidmapping)
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
         self.work: WorkDirectory | None = None
@@ -113,6 +118,18 @@ class LayerStack:
             except OSError as error:
                 reason = f"{os.fsdecode(error.filename or b'')}: {error.strerror}"
                 raise LayerError("workdir", self.work.path, reason) from error
+            self._begin_override()
+
+    def _begin_override(self) -> None:
+        assert self.upper is not None
+        if self.upper.override is None:
+            return
+        try:
+            self.upper.override.begin(self.upper.root_fd)
+        except OSError as error:
+            name = os.fsdecode(self.upper.override.name)
+            reason = f"cannot keep owners in {name}: {error.strerror}"
+            raise LayerError("upperdir", self.upper.path, reason) from error
 
     def decode(self, origin: bytes) -> os.stat_result | None:
         """Return the attributes of the lower object that *origin* names, ``None`` without one."""
@@ -145,7 +162,17 @@ class LayerStack:
             marks=self.marks,
             uuid=opened.uuid,
             descriptors=self.descriptors,
+            idmapped=self._is_idmapped(opened),
+            override=Override.of_layer(opened.fd),
         )
+
+    def _is_idmapped(self, opened: _Opened) -> bool:
+        """Say whether *opened* lies on a mount that an engine may have idmapped for this union.
+
+        Only where ids are mapped, and in the first user namespace: in another nobody can
+        make such mounts, and one that is there has another purpose (systemd-homed(8), say).
+        """
+        return self._maps_ids and opened.mount_id in idmapped_mounts() and is_first_namespace()
 
     def _open_writable(self, upper: _Opened, work: _Opened, *, volatile: bool) -> None:
         if upper.stat.st_dev != work.stat.st_dev:
@@ -164,6 +191,8 @@ class LayerStack:
             marks=self.marks,
             uuid=upper.uuid,
             descriptors=self.descriptors,
+            idmapped=self._is_idmapped(upper),
+            override=Override.of_layer(upper.fd, self._form),
         )
         self.work = WorkDirectory(work.path, work_fd, self.marks, volatile=volatile)
         self.work.check(upper)
@@ -198,6 +227,12 @@ class _Opened:
         self.fd = fd
         self.stat = os.fstat(fd)
         self.uuid = uuid
+
+    @property
+    def mount_id(self) -> bytes:
+        """The number of the mount it lies on, as mountinfo has it."""
+        with open(f"/proc/self/fdinfo/{self.fd}", "rb") as file:
+            return next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
 
     @classmethod
     def open(cls, option: str, path: bytes, files: contextlib.ExitStack) -> _Opened:
@@ -297,11 +332,23 @@ def _isolate_pair(
     return found[0], found[1]
 
 
+def is_first_namespace() -> bool:
+    """Say whether our user namespace is the first, in which ids are what they are."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def idmapped_mounts() -> frozenset[bytes]:
+    """Return the numbers of the mounts whose owners the kernel maps (mount_setattr(2))."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split(b" ", 6) for line in file]
+    return frozenset(one[0] for one in fields if b"idmapped" in one[5].split(b","))
+
+
 def may_use_trusted() -> bool:
     """Say whether ``trusted.*`` attributes are ours: CAP_SYS_ADMIN of the first namespace."""
-    with open("/proc/self/uid_map", "rb") as file:
-        if file.read().split() != [b"0", b"0", b"4294967295"]:
-            return False
+    if not is_first_namespace():
+        return False
     with open("/proc/self/status", "rb") as file:
         for line in file:
             if line.startswith(b"CapEff:"):

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final
 
 from unionfs.layer import syscalls, xattrs
+from unionfs.layer.descriptors import Descriptors
 from unionfs.layer.names import NameSet
+from unionfs.layer.override import Inodes, Override, OverrideMarks
 from unionfs.layer.xattrs import Marks
 
 _OPEN_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -29,64 +29,25 @@ _BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | sysc
 ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV))
 
 
-#: Directories of all layers that are kept open at most.
-_MOST_DIRECTORIES: Final = 1024
-
-
-class Descriptors:
-    """Open directories: those used lately stay so.
-
-    A descriptor from ``Directory.fd`` stays open until many other directories have been
-    used: use it at once, and not across an await.
-    """
-
-    __slots__ = ("_limit", "_open")
-
-    def __init__(self) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Most of what a process may open is for the files that users open.
-        self._limit = min(_MOST_DIRECTORIES, soft // 4)
-        self._open: OrderedDict[Directory, None] = OrderedDict()
-
-    def put(self, directory: Directory, fd: int) -> None:
-        """Let *directory* be open as *fd*; close another when there are too many."""
-        directory.descriptor = fd
-        directory.used = True
-        self._open[directory] = None
-        if len(self._open) > self._limit:
-            self._close_one()
-
-    def _close_one(self) -> None:
-        """Close the first that was not used since it was last passed over here."""
-        while True:
-            oldest, _ = self._open.popitem(last=False)
-            if not oldest.used:
-                break
-            oldest.used = False
-            self._open[oldest] = None
-        os.close(oldest.descriptor)
-        oldest.descriptor = -1
-
-    def drop(self, directory: Directory) -> None:
-        """Close the descriptor of a directory that is no longer there."""
-        if directory in self._open:
-            del self._open[directory]
-            os.close(directory.descriptor)
-            directory.descriptor = -1
-
-    def close(self) -> None:
-        """Close all of them."""
-        for directory in list(self._open):
-            self.drop(directory)
-
-
 class Layer:
     """A directory tree of the stack: the upper one, or a lower one that is never written.
 
     ``index`` is 0 for the upper layer; lower ones count from 1, topmost first.
     """
 
-    __slots__ = ("descriptors", "index", "isolated", "marks", "path", "root", "root_fd", "uuid")
+    __slots__ = (
+        "descriptors",
+        "idmapped",
+        "index",
+        "inodes",
+        "isolated",
+        "marks",
+        "override",
+        "path",
+        "root",
+        "root_fd",
+        "uuid",
+    )
 
     def __init__(
         self,
@@ -98,16 +59,31 @@ class Layer:
         marks: Marks,
         uuid: bytes | None,
         descriptors: Descriptors,
+        idmapped: bool = False,
+        override: Override | None = None,
     ) -> None:
         self.index = index
         self.path = path
         self.root_fd = root_fd
         self.isolated = isolated
-        self.marks = marks
+        #: Whether the kernel maps owners already, by what an engine has mounted for us.
+        self.idmapped = idmapped
+        #: Where owners, modes and types are kept, if that is not in the inodes.
+        self.override = override
+        self.inodes = Inodes() if override is None else override
+        self.marks = marks if override is None else OverrideMarks(override, user=marks.user)
         self.uuid = uuid
         self.descriptors = descriptors
         self.root = Directory(self, None, b"")
         self.root.descriptor = root_fd
+
+    def meant(
+        self, status: os.stat_result, target: bytes | int, *, follow: bool = False
+    ) -> os.stat_result:
+        """Return *status*, of the object that *target* leads to, as this layer means it."""
+        if self.override is None:
+            return status
+        return self.override.applied(status, target, follow=follow)
 
     def read_mark(self, path: bytes | int, mark: bytes, *, follow: bool = False) -> bytes | None:
         """Return the value of *mark* on an object of this layer, ``None`` without one.
@@ -301,11 +277,20 @@ class Directory:
             if fd < 0:
                 fd = self.fd()
             self.used = True
-            return os.stat(name, dir_fd=fd, follow_symlinks=False)
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as error:
             if error.errno in ABSENT:
                 return None
             raise
+        override = self.layer.override
+        if override is None:
+            return status
+        return override.applied(status, xattrs.entry_path(fd, name))
+
+    def status(self) -> os.stat_result:
+        """Return its own attributes."""
+        fd = self.fd()
+        return self.layer.meant(os.fstat(fd), xattrs.fd_path(fd), follow=True)
 
     def open_object(self, name: bytes) -> int:
         """Open *name*, whatever it is, O_PATH."""

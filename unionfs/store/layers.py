@@ -30,7 +30,7 @@ from unionfs.layer.pack_tree import Packer, is_complete, pack_changes, pack_laye
 from unionfs.layer.stack import may_use_trusted
 from unionfs.layer.tape import Tape
 from unionfs.layer.xattrs import Marks
-from unionfs.options import parse_options
+from unionfs.optwords import parse_options
 from unionfs.store.below import merged
 from unionfs.store.compare import shown, snapshot_changes
 from unionfs.store.store import Store

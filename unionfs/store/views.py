@@ -22,7 +22,7 @@ from unionfs.errors import (
     StoreError,
 )
 from unionfs.layer import xattrs
-from unionfs.options import parse_options
+from unionfs.optwords import parse_options
 from unionfs.store.volume import ANONYMOUS, LABEL, Volume, check_name
 from unionfs.store.volume_tree import shown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unionfs.fuse.interface import Changes
 from unionfs.layer import syscalls, xattrs
@@ -18,6 +18,8 @@ from unionfs.union.tree import MergedTree, fail
 
 if TYPE_CHECKING:
     from unionfs.fuse.interface import Caller
+
+_ACLS: Final = (ACL_ACCESS, ACL_DEFAULT)
 
 
 async def set_attributes(tree: MergedTree, node: Node, changes: Changes) -> os.stat_result | None:
@@ -57,17 +59,19 @@ def _change(tree: MergedTree, node: Node, changes: Changes) -> os.stat_result | 
     with tree.object(node) as target:
         if changes.size is not None:
             keeps = changes.keeps_set_ids
-            copymeta.strip_set_ids(target, tree.status(node).st_mode, keeps_set_ids=keeps)
+            copymeta.strip_set_ids(tree, target, tree.status(node).st_mode, keeps_set_ids=keeps)
             set_size(tree, node, changes.size)
         if changes.uid is not None or changes.gid is not None:
             copymeta.set_owner(tree, target, changes.uid, changes.gid)
         if changes.mode is not None and not stat.S_ISLNK(node.kind):
-            os.chmod(target, stat.S_IMODE(changes.mode))
+            tree.upper_layer.inodes.set_mode(target, changes.mode)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             syscalls.set_times(target, changes.atime_ns, changes.mtime_ns)
         if _is_empty(changes):
             syscalls.set_times(target, tree.status(node).st_atime_ns, None)  # ctime alone
-        return os.fstat(target) if isinstance(target, int) else None
+        if not isinstance(target, int):
+            return None
+        return tree.upper_layer.meant(os.fstat(target), target, follow=True)
 
 
 def _is_empty(changes: Changes) -> bool:
@@ -109,9 +113,9 @@ def strip_set_ids(tree: MergedTree, node: FileNode, *, keeps_set_ids: bool = Fal
     opened = node.opened
     if opened is not None and not opened.may_strip:
         return False
-    mode = (tree.status(node) if opened is None else os.fstat(opened.fd)).st_mode
+    mode = tree.status(node).st_mode
     with tree.object(node) as target:
-        changed = copymeta.strip_set_ids(target, mode, keeps_set_ids=keeps_set_ids)
+        changed = copymeta.strip_set_ids(tree, target, mode, keeps_set_ids=keeps_set_ids)
     if opened is not None:
         # What one writer may keep, the next may not.
         opened.may_strip = keeps_set_ids and bool(mode & (stat.S_ISUID | stat.S_ISGID))
@@ -135,40 +139,40 @@ def birth_time(tree: MergedTree, node: Node) -> int | None:
 
 def get_xattr(tree: MergedTree, node: Node, name: bytes) -> bytes:
     """Return the value of *name*; ENODATA where there is none, our own marks included."""
-    stored = tree.marks.stored(name)
-    if stored is None:
+    stored = tree.layer_of(node).marks.stored(name)
+    if stored is None or (name in _ACLS and not tree.acls):
         fail(errno.ENODATA)
     if name == CAPABILITY and isinstance(node, FileNode):
         opened = node.opened
         if opened is not None and not opened.may_strip:
             fail(errno.ENODATA)  # the kernel asks before the first write to each file
     with tree.object(node) as target:
-        return os.getxattr(target, stored)
+        value = os.getxattr(target, stored)
+    mapping = tree.owners.mapping_of(tree.layer_of(node))
+    return value if mapping is None else mapping.shown_value(name, value)
 
 
 def list_xattrs(tree: MergedTree, node: Node, caller: Caller) -> list[bytes]:
     """Return the names that *caller* may see: ``trusted.`` is for root."""
+    marks = tree.layer_of(node).marks
     with tree.object(node) as target:
-        shown = [tree.marks.shown(name) for name in xattrs.names(target, follow=True)]
-    privileged = caller.uid == 0
-    return [
-        name
-        for name in shown
-        if name is not None and (privileged or not name.startswith(b"trusted."))
-    ]
+        shown = [marks.shown(name) for name in xattrs.names(target, follow=True)]
+    hidden: tuple[bytes, ...] = () if caller.uid == 0 else (b"trusted.",)
+    if not tree.acls:
+        hidden += _ACLS
+    return [name for name in shown if name is not None and not name.startswith(hidden)]
 
 
 async def set_xattr(
     tree: MergedTree, node: Node, name: bytes, value: bytes, flags: int, caller: Caller
 ) -> None:
     """Set an attribute; waits while the object is copied up. EPERM for our own marks."""
-    tree.refuse_read_only()
-    refuse_protected(tree, node)
-    stored = tree.marks.stored(name)
-    if stored is None:
-        fail(errno.EPERM)
+    stored = _stored(tree, node, name)
+    mapping = tree.owners.mapping_of(tree.upper_layer)
+    if mapping is not None:
+        value = mapping.stored_value(name, value)
     with tree.object(node) as target:
-        _check_flags(target, stored, flags)
+        _check_flags(target, tree.layer_of(node).marks.stored(name), flags)
     await copy_up(tree, node)
     _settle(tree, node)
     with tree.object(node) as target:
@@ -180,13 +184,29 @@ async def set_xattr(
     _may_have_set_ids(node)
 
 
-def _check_flags(target: bytes | int, stored: bytes, flags: int) -> None:
+def _stored(tree: MergedTree, node: Node, name: bytes) -> bytes:
+    """Return the name in the upper layer of an attribute that is to change.
+
+    Raises EROFS, EPERM for protected objects and marks, EOPNOTSUPP for ACLs without such.
+    """
+    tree.refuse_read_only()
+    refuse_protected(tree, node)
+    stored = tree.upper_layer.marks.stored(name)
+    if stored is None:
+        fail(errno.EPERM)
+    if name in _ACLS and not tree.acls:
+        fail(errno.EOPNOTSUPP)
+    return stored
+
+
+def _check_flags(target: bytes | int, stored: bytes | None, flags: int) -> None:
     """Fail before a copy-up for nothing."""
     if not flags:
         return
     try:
-        os.getxattr(target, stored)
-        present = True
+        present = stored is not None
+        if stored is not None:
+            os.getxattr(target, stored)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.ERANGE):
             raise
@@ -202,8 +222,9 @@ def _drop_foreign_group(tree: MergedTree, node: Node, target: bytes | int, calle
     status = tree.status(node)
     if not status.st_mode & stat.S_ISGID:
         return
-    if caller.uid != 0 and status.st_gid not in (caller.gid, *_supplementary_groups(caller.pid)):
-        os.chmod(target, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
+    group = tree.attr(node, status).gid
+    if caller.uid != 0 and group not in (caller.gid, *_supplementary_groups(caller.pid)):
+        tree.upper_layer.inodes.set_mode(target, status.st_mode & ~stat.S_ISGID)
 
 
 def _supplementary_groups(pid: int) -> list[int]:
@@ -219,16 +240,15 @@ def _supplementary_groups(pid: int) -> list[int]:
 
 async def remove_xattr(tree: MergedTree, node: Node, name: bytes) -> None:
     """Remove an attribute; waits while the object is copied up. ENODATA without one."""
-    tree.refuse_read_only()
-    refuse_protected(tree, node)
-    stored = tree.marks.stored(name)
-    if stored is None:
-        fail(errno.EPERM)
+    stored = _stored(tree, node, name)
+    below = tree.layer_of(node).marks.stored(name)
+    if below is None:
+        fail(errno.ENODATA)
     try:
         with tree.object(node) as target:
-            os.getxattr(target, stored)
+            os.getxattr(target, below)
     except OSError as error:
-        if error.errno == errno.ENODATA and name in (ACL_ACCESS, ACL_DEFAULT):
+        if error.errno == errno.ENODATA and name in _ACLS:
             return  # an ACL that says nothing beyond the mode is never missing
         raise
     await copy_up(tree, node)

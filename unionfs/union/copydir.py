@@ -41,17 +41,17 @@ def _copy_up_one_directory(tree: MergedTree, node: DirNode) -> None:
     if node.removed or parent is None:
         fail(errno.ENOENT)
     source = node.lowers[0]
-    status = os.fstat(source.fd())
+    status = source.status()
     with work.temporary() as name:
         os.mkdir(name, 0o700, dir_fd=work.fd)
         path = work.path_of(name)
         own = os.lstat(path)
-        copy_owner(tree, path, status, own)
-        copy_xattrs(tree, xattrs.fd_path(source.fd()), path)
+        copy_owner(tree, path, source.layer, status, own)
+        copy_xattrs(tree, source.layer, xattrs.fd_path(source.fd()), path)
         mark_origin(tree, path, source.layer, _place(source))
         mark_protected(tree, node, path, source.fd())
         copy_directory_flags(xattrs.fd_path(source.fd()), path)
-        os.chmod(path, movable_mode(tree, status.st_mode))
+        tree.upper_layer.inodes.set_mode(path, movable_mode(tree, status.st_mode))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
         move_into(tree, name, tree.upper_of(parent), node.name)
     set_final_mode(tree, tree.upper_of(parent), node.name, status.st_mode)

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from unionfs.union.nodes import Node
     from unionfs.union.tree import MergedTree
 
-#: Attributes that must arrive, whatever the upper file system says.
-_REQUIRED: Final = (ACL_ACCESS, ACL_DEFAULT)
+_ACLS: Final = (ACL_ACCESS, ACL_DEFAULT)
 _COPIED_FLAGS: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
 _NO_FLAGS: Final = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM))
 
 
-def strip_set_ids(path: bytes | int, mode: int, *, keeps_set_ids: bool = False) -> bool:
+def strip_set_ids(
+    tree: MergedTree, path: bytes | int, mode: int, *, keeps_set_ids: bool = False
+) -> bool:
     """Take setuid, setgid and capabilities away from a regular file that has *mode*.
 
     So does any write, truncation and change of owner (write(2), truncate(2), chown(2)).
@@ -44,9 +45,11 @@ def strip_set_ids(path: bytes | int, mode: int, *, keeps_set_ids: bool = False) 
             kept &= ~stat.S_ISGID
     changes = kept != stat.S_IMODE(mode)
     if changes:
-        os.chmod(path, kept)
-    if xattrs.read(path, CAPABILITY, follow=True) is not None:
-        xattrs.remove(path, CAPABILITY, follow=True)
+        tree.upper_layer.inodes.set_mode(path, kept)
+    capability = tree.upper_layer.marks.stored(CAPABILITY)
+    assert capability is not None
+    if xattrs.read(path, capability, follow=True) is not None:
+        xattrs.remove(path, capability, follow=True)
     return changes
 
 
@@ -60,22 +63,40 @@ def set_owner(tree: MergedTree, target: bytes | int, uid: int | None, gid: int |
     for wanted, shown in ((uid, options.squash_to_uid), (gid, options.squash_to_gid)):
         if shown is not None and wanted not in (None, shown):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    new_uid = -1 if uid is None or options.squash_to_uid is not None else uid
-    new_gid = -1 if gid is None or options.squash_to_gid is not None else gid
-    os.chown(target, new_uid, new_gid)
+    new_uid = (
+        -1 if uid is None or options.squash_to_uid is not None else tree.owners.stored_uid(uid)
+    )
+    new_gid = (
+        -1 if gid is None or options.squash_to_gid is not None else tree.owners.stored_gid(gid)
+    )
+    layer = tree.upper_layer
+    layer.inodes.set_owner(target, new_uid, new_gid, follow=True)
+    if layer.override is not None:
+        status = layer.override.applied(os.stat(target), target, follow=True)
+        if not stat.S_ISDIR(status.st_mode):
+            strip_set_ids(tree, target, status.st_mode)  # as a file system does
 
 
 def copy_owner(
-    tree: MergedTree, target: bytes | int, status: os.stat_result, own: os.stat_result
+    tree: MergedTree,
+    target: bytes | int,
+    layer: Layer,
+    status: os.stat_result,
+    own: os.stat_result,
 ) -> None:
-    """Give *target* the owner, which *own* has so far; squashed ones stay the daemon's on disk."""
+    """Give *target*, whose owner is *own*'s so far, the one that *status* has on *layer*.
+
+    Squashed ones stay the daemon's on disk.
+    """
     options = tree.options
-    uid = own.st_uid if options.squash_to_uid is not None else status.st_uid
-    gid = own.st_gid if options.squash_to_gid is not None else status.st_gid
+    uid, gid = tree.owners.crossing(layer).owner(status.st_uid, status.st_gid)
+    uid = own.st_uid if options.squash_to_uid is not None else uid
+    gid = own.st_gid if options.squash_to_gid is not None else gid
     if (uid, gid) == (own.st_uid, own.st_gid):
         return
     try:
-        os.chown(target, uid, gid, follow_symlinks=isinstance(target, int))
+        inodes = tree.upper_layer.inodes
+        inodes.set_owner(target, uid, gid, follow=isinstance(target, int))
     except PermissionError:
         tree.report_once(
             "cannot give copies the owner %d:%d; mount as root, or with squash_to_uid= "
@@ -88,25 +109,31 @@ def copy_owner(
 
 def copy_xattrs(
     tree: MergedTree,
+    layer: Layer,
     source: bytes | int,
     target: bytes | int,
     names: list[bytes] | None = None,
 ) -> None:
     """Copy all attributes but our marks; escaped ones of a nested overlay are not ours.
 
-    *names* are those of *source*, if they were just read.
+    *source* is on *layer*; *names* are its attributes', if they were just read.
     """
-    for name in xattrs.names(source, follow=True) if names is None else names:
-        if tree.marks.shown(name) is None:
+    crossing = tree.owners.crossing(layer)
+    upper = tree.upper_layer
+    for stored in xattrs.names(source, follow=True) if names is None else names:
+        name = layer.marks.shown(stored)
+        if name is None or (upper.override is not None and name in _ACLS):
             continue
-        value = xattrs.read(source, name, follow=True)
-        if value is None:
+        value = xattrs.read(source, stored, follow=True)
+        kept = upper.marks.stored(name)
+        if value is None or kept is None:
             continue
         try:
-            xattrs.write(target, name, value, follow=isinstance(target, int))
+            value = crossing.value(name, value)
+            xattrs.write(target, kept, value, follow=isinstance(target, int))
         except OSError as error:
-            optional = name not in _REQUIRED and not name.startswith(b"security.")
-            if error.errno != errno.EOPNOTSUPP or not optional:
+            required = tree.acls and name in _ACLS
+            if error.errno != errno.EOPNOTSUPP or required or name.startswith(b"security."):
                 raise
 
 
@@ -205,7 +232,8 @@ def movable_mode(tree: MergedTree, mode: int) -> int:
     Moving a directory changes its ``..``, for which an unprivileged daemon needs to be
     allowed to write to it.
     """
-    needed = stat.S_IWUSR if tree.marks.user and stat.S_ISDIR(mode) else 0
+    bound = tree.marks.user and tree.upper_layer.override is None
+    needed = stat.S_IWUSR if bound and stat.S_ISDIR(mode) else 0
     return stat.S_IMODE(mode) | needed
 
 

@@ -220,8 +220,9 @@ async def _copy_regular(
             else:
                 await _wait(node, copy_data, source, target, wanted)
             copy_flags(source, target)
-            copy_owner(tree, target, status, own)
-            copy_xattrs(tree, source, target, names)
+            layer = tree.layer_of(node)
+            copy_owner(tree, target, layer, status, own)
+            copy_xattrs(tree, layer, source, target, names)
             mark_protected(tree, node, target, source)
             if node.lower_place is not None:
                 mark_origin(tree, target, node.lower_place.layer, (source, b""))
@@ -244,21 +245,22 @@ def _set_attributes(
     The mode comes late, since a file that may not be written takes no ``user.*`` marks.
     """
     mode, times = status.st_mode, (status.st_atime_ns, status.st_mtime_ns)
+    inodes = tree.upper_layer.inodes
     if changes is None:
-        os.chmod(target, stat.S_IMODE(mode))
+        inodes.set_mode(target, mode)
         os.utime(target, ns=times)
         return
     cut = changes.size is not None
     owned = changes.uid is not None or changes.gid is not None
     if cut or owned or changes.mode is None:
-        os.chmod(target, stat.S_IMODE(mode))
+        inodes.set_mode(target, mode)
     if changes.size is not None:
         os.ftruncate(target, changes.size)
-        strip_set_ids(target, mode, keeps_set_ids=changes.keeps_set_ids)
+        strip_set_ids(tree, target, mode, keeps_set_ids=changes.keeps_set_ids)
     if owned:
         set_owner(tree, target, changes.uid, changes.gid)
     if changes.mode is not None:
-        os.chmod(target, stat.S_IMODE(changes.mode))
+        inodes.set_mode(target, changes.mode)
     atime = times[0] if changes.atime_ns is None else changes.atime_ns
     if changes.mtime_ns is None and cut:
         syscalls.set_times(target, atime, None)
@@ -275,16 +277,17 @@ def _copy_special(
     if stat.S_ISLNK(node.kind):
         os.symlink(os.readlink(lower_name, dir_fd=dirfd), name, dir_fd=work.fd)
     else:
-        os.mknod(name, node.kind | 0o600, status.st_rdev, dir_fd=work.fd)
+        tree.upper_layer.inodes.make_special(work.fd, name, node.kind | 0o600, status.st_rdev)
     path = work.path_of(name)
     own = os.lstat(path)
-    copy_owner(tree, path, status, own)
+    layer = tree.layer_of(node)
+    copy_owner(tree, path, layer, status, own)
     with tree.object(node) as source:
-        copy_xattrs(tree, source, path)
+        copy_xattrs(tree, layer, source, path)
     if node.lower_place is not None:
         mark_origin(tree, path, node.lower_place.layer, (dirfd, lower_name))
     if not stat.S_ISLNK(node.kind):
-        os.chmod(path, stat.S_IMODE(status.st_mode))
+        tree.upper_layer.inodes.set_mode(path, status.st_mode)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
     return own
 

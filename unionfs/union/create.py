@@ -87,7 +87,7 @@ def create_file(
         else:
             directory.added(name)
             os.link(path, name, dst_dir_fd=directory.fd(), follow_symlinks=True)
-        status = os.fstat(fd)
+        status = directory.layer.meant(os.fstat(fd), fd)
         opened.pop_all()
     return _new_file(tree, parent, name, status), fd, status
 
@@ -102,7 +102,8 @@ def _final_mode(
     for those who are who we are.
     """
     options = tree.options
-    if options.squash_to_uid is None and caller.uid != tree.identity.uid:
+    foreign = options.squash_to_uid is None and caller.uid != tree.identity.uid
+    if foreign or tree.upper_layer.override is not None:
         return None
     permissions = mode & ~caller.umask & 0o7777
     if stat.S_ISLNK(mode):
@@ -186,7 +187,7 @@ def create_nameless(
         status = os.fstat(fd)
         path = xattrs.fd_path(fd)
         _finish(tree, parent.top(), path, stat.S_IFREG | mode, caller, status, follow=True)
-        status = os.fstat(fd)
+        status = tree.upper_layer.meant(os.fstat(fd), fd)
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         opened.pop_all()
     real = tree.nodes.numbers.real(status)
@@ -206,7 +207,8 @@ def create_special(
         fail(errno.EPERM, name)  # it would be a whiteout
 
     def make(temporary: bytes) -> None:
-        os.mknod(temporary, stat.S_IFMT(mode) | 0o600, rdev, dir_fd=tree.work.fd)
+        kind = stat.S_IFMT(mode)
+        tree.upper_layer.inodes.make_special(tree.work.fd, temporary, kind | 0o600, rdev)
 
     directory = prepare_name(tree, parent, name)
     return _create(tree, parent, directory, name, make, mode, caller)
@@ -241,7 +243,7 @@ def _create(
     with tree.work.temporary() as temporary:
         make(temporary)
         path = tree.work.path_of(temporary)
-        status = os.lstat(path)
+        status = directory.layer.meant(os.lstat(path), path)
         _finish(tree, directory, path, mode, caller, status)
         _show(tree, directory, temporary, name)
     return _new_file(tree, parent, name, status), None
@@ -294,17 +296,21 @@ def _finish(
     *own* are the attributes that it has so far, *follow* is for a *path* that is a
     descriptor's own (``xattrs.fd_path``).
     """
-    parent = os.fstat(directory.fd())
+    parent = directory.status()
     inherits_group = parent.st_mode & stat.S_ISGID
     gid = parent.st_gid if inherits_group else caller.gid
     if inherits_group and stat.S_ISDIR(mode):
         mode |= stat.S_ISGID
     changes = _set_owner(tree, path, caller.uid, gid, own, follow=follow)
     if not stat.S_ISLNK(mode):
-        mode, inherits = acl.pass_on(directory.fd(), path, mode, caller.umask, follow=follow)
+        inherits = False
+        if tree.acls:
+            mode, inherits = acl.pass_on(directory.fd(), path, mode, caller.umask, follow=follow)
+        else:
+            mode &= ~caller.umask
         wanted = movable_mode(tree, mode)
-        if changes or inherits or wanted != stat.S_IMODE(own.st_mode):
-            os.chmod(path, wanted)
+        if directory.layer.override or changes or inherits or wanted != stat.S_IMODE(own.st_mode):
+            directory.layer.inodes.set_mode(path, wanted)
     return mode
 
 
@@ -318,7 +324,7 @@ def _set_owner(
         gid = own.st_gid
     if (uid, gid) == (own.st_uid, own.st_gid):
         return False
-    os.chown(path, uid, gid, follow_symlinks=follow)
+    tree.upper_layer.inodes.set_owner(path, uid, gid, follow=follow)
     return True
 
 

@@ -50,6 +50,9 @@ class OpenFiles:
         self._handles: dict[int, FileHandle] = {}
         self._numbers: Iterator[int] = itertools.count(1)
 
+    def __len__(self) -> int:
+        return len(self._handles)
+
     def get(self, number: int) -> FileHandle:
         """Return a handle; EBADF for one that is not open."""
         handle = self._handles.get(number)

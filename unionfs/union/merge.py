@@ -180,6 +180,8 @@ def look_through(
             hides = _may_be_whiteout(directory, kind) and _is_whiteout(directory, entry)
             if hides is False and name not in seen:
                 seen.add(name)
+                if directory.layer.override is not None:
+                    kind = _kind_meant(directory, name, kind)
                 yield name, number, kind, entry.inode()
                 continue
             if hides:
@@ -192,6 +194,17 @@ def look_through(
 
 def _may_be_whiteout(directory: Directory, kind: int) -> bool:
     return kind == stat.S_IFCHR or (kind == stat.S_IFREG and directory.xwhiteouts)
+
+
+def _kind_meant(directory: Directory, name: bytes, kind: int) -> int:
+    """Return the type of a name whose layer may keep another than its inode has."""
+    if kind != stat.S_IFREG:
+        return kind
+    try:
+        status = directory.lstat(name)
+    except OSError:
+        return kind  # whoever asks for it gets the error, not whoever lists the directory
+    return kind if status is None else stat.S_IFMT(status.st_mode)
 
 
 def _is_whiteout(directory: Directory, entry: os.DirEntry[bytes]) -> bool | None:

@@ -6,6 +6,7 @@ nodes entries. See ``fuse.interface.FileSystem`` for what each method promises.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +32,7 @@ from unionfs.union.listing import Listings
 from unionfs.union.lookup import look
 from unionfs.union.nodes import FileNode, Node
 from unionfs.union.rename import rename
-from unionfs.union.tree import MergedTree
+from unionfs.union.tree import MergedTree, fail
 from unionfs.waiting import blocking
 
 
@@ -40,6 +41,7 @@ class UnionFS:
 
     def __init__(self, stack: LayerStack, options: MountOptions) -> None:
         self.timeout = options.timeout
+        self._without_xattrs = options.noxattrs
         self._tree = MergedTree(stack, options)
         remove_orphans(self._tree)
         self._nodes = self._tree.nodes
@@ -48,6 +50,13 @@ class UnionFS:
 
     def connect(self, kernel: Kernel) -> None:
         self._tree.kernel = kernel
+
+    def statistics(self) -> str:
+        """Return what is held in memory: nodes, files and directories that are open."""
+        directories = len(self._tree.stack.descriptors)
+        return (
+            f"{len(self._nodes)} nodes, {len(self._files)} files and {directories} directories open"
+        )
 
     # Nodes
 
@@ -81,19 +90,28 @@ class UnionFS:
         status = await attributes.set_attributes(self._tree, found, changes)
         return self._tree.attr(found, status)
 
+    def _refuse_xattrs(self) -> None:
+        """Raise ENOSYS where there are to be none: the kernel asks no more."""
+        if self._without_xattrs:
+            fail(errno.ENOSYS)
+
     def getxattr(self, node: int, name: bytes) -> bytes:
+        self._refuse_xattrs()
         return attributes.get_xattr(self._tree, self._nodes.get(node), name)
 
     def listxattr(self, node: int, caller: Caller) -> Sequence[bytes]:
+        self._refuse_xattrs()
         return attributes.list_xattrs(self._tree, self._nodes.get(node), caller)
 
     async def setxattr(
         self, node: int, name: bytes, value: bytes, flags: int, caller: Caller
     ) -> None:
+        self._refuse_xattrs()
         found = self._nodes.get(node)
         await attributes.set_xattr(self._tree, found, name, value, flags, caller)
 
     async def removexattr(self, node: int, name: bytes) -> None:
+        self._refuse_xattrs()
         await attributes.remove_xattr(self._tree, self._nodes.get(node), name)
 
     def readlink(self, node: int) -> bytes:
@@ -147,17 +165,27 @@ class UnionFS:
 
     # Names
 
+    def _maker(self, caller: Caller) -> Caller:
+        """Return *caller* by the ids that what it makes has on disk; EOVERFLOW without such."""
+        owners = self._tree.owners
+        if owners.as_stored:
+            return caller
+        uid, gid = owners.stored_uid(caller.uid), owners.stored_gid(caller.gid)
+        return caller._replace(uid=uid, gid=gid)
+
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
-        directory = self._nodes.directory(parent)
-        return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, caller))
+        directory, maker = self._nodes.directory(parent), self._maker(caller)
+        return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, maker))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(*create.create_directory(self._tree, directory, name, mode, caller))
+        maker = self._maker(caller)
+        return self._entry(*create.create_directory(self._tree, directory, name, mode, maker))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        return self._entry(*create.create_symlink(self._tree, directory, name, target, caller))
+        maker = self._maker(caller)
+        return self._entry(*create.create_symlink(self._tree, directory, name, target, maker))
 
     async def link(self, node: int, parent: int, name: bytes) -> Entry:
         found = self._nodes.file(node)
@@ -182,12 +210,12 @@ class UnionFS:
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        made = create.create_file(self._tree, directory, name, mode, caller)
+        made = create.create_file(self._tree, directory, name, mode, self._maker(caller))
         return self._created(*made, flags)
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        made = create.create_nameless(self._tree, directory, mode, flags, caller)
+        made = create.create_nameless(self._tree, directory, mode, flags, self._maker(caller))
         return self._created(*made, flags)
 
     def _created(

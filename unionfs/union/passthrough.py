@@ -55,7 +55,8 @@ def begin(
 
 def _may_be_backing(tree: MergedTree, node: FileNode) -> bool:
     if node.upper:
-        return tree.stack.work is not None
+        # Where modes are kept elsewhere, every write is ours to see.
+        return tree.stack.work is not None and tree.upper_layer.override is None
     return tree.stack.work is None or tree.options.passthrough == "on"
 
 
@@ -101,7 +102,7 @@ def settle(tree: MergedTree, node: FileNode) -> bool:
     if opened.set_ids_since is not None and status.st_mtime_ns != opened.set_ids_since:
         opened.set_ids_since = None
         with tree.object(node) as path:
-            stripped = copymeta.strip_set_ids(path, status.st_mode)
+            stripped = copymeta.strip_set_ids(tree, path, status.st_mode)
     if status.st_mtime_ns != opened.known_mtime:
         opened.known_mtime = status.st_mtime_ns
         if tree.kernel is not None:

@@ -162,7 +162,8 @@ def lose_directory(tree: MergedTree, node: DirNode, parent: DirNode, name: bytes
     parent.changed()
     for directory in node.places():
         directory.layer.descriptors.drop(directory)
-    node.lowers = ()
+    # The layer that it was on still tells how its owner is meant.
+    node.lowers = () if node.upper is not None else node.lowers[:1]
     node.changed()
     tree.nodes.gone(node)
     tree.nodes.drop_unknown(node)

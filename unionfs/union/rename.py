@@ -208,14 +208,15 @@ def _clear(
         return
     work = tree.work
     temporary = work.new_name()
-    status = os.fstat(node.upper.fd())
+    status = node.upper.status()
     os.mkdir(temporary, 0o700, dir_fd=work.fd)
     detached.append(temporary)  # the new one should this fail, else the old one
     path = work.path_of(temporary)
-    os.chown(path, status.st_uid, status.st_gid)
-    copy_xattrs(tree, xattrs.fd_path(node.upper.fd()), path)
+    inodes = tree.upper_layer.inodes
+    inodes.set_owner(path, status.st_uid, status.st_gid, follow=False)
+    copy_xattrs(tree, node.upper.layer, xattrs.fd_path(node.upper.fd()), path)
     whiteouts.set_opaque(tree.marks, path)
-    os.chmod(path, stat.S_IMODE(status.st_mode))
+    inodes.set_mode(path, status.st_mode)
     syscalls.set_times(path, status.st_atime_ns, status.st_mtime_ns)
     syscalls.renameat2(work.fd, temporary, directory.fd(), name, RENAME_EXCHANGE)
     directory.layer.descriptors.drop(node.upper)

@@ -25,17 +25,25 @@ _DEVICE_SHIFT: Final = 51
 _MAX_DEVICES: Final = 1 << 10
 #: Where numbers are taken that no inode number gave.
 _FIRST_FREE: Final = 1 << 62
+#: With ``ino32_t`` numbers below this are inode numbers, and those from it on are taken.
+_SMALL_BITS: Final = 31
 
 
 class Numbers:
-    """One number for each (device, inode) of all layers."""
+    """One number for each (device, inode) of all layers.
 
-    def __init__(self, devices: list[int]) -> None:
+    With *ino32_t* it fits 32 bits; what an inode number of the first device cannot be is
+    counted, and another after a remount.
+    """
+
+    def __init__(self, devices: list[int], *, ino32_t: bool = False) -> None:
+        self._bits = _SMALL_BITS if ino32_t else _DEVICE_SHIFT
+        self._most_devices = 1 if ino32_t else _MAX_DEVICES
         self._devices: dict[int, int] = {}
         for device in devices:
             self._devices.setdefault(device, len(self._devices))
         self._odd: dict[tuple[int, int], int] = {}
-        self._free = itertools.count(_FIRST_FREE)
+        self._free = itertools.count(1 << _SMALL_BITS if ino32_t else _FIRST_FREE)
 
     def real(self, status: os.stat_result) -> int:
         """Return the number of an object on a layer's file system."""
@@ -46,9 +54,9 @@ class Numbers:
         device = self._devices.get(st_dev)
         if device is None:
             device = len(self._devices)
-            if device < _MAX_DEVICES:
+            if device < self._most_devices:
                 self._devices[st_dev] = device
-        if inode <= ROOT_ID or inode >> _DEVICE_SHIFT or device >= _MAX_DEVICES:
+        if inode <= ROOT_ID or inode >> self._bits or device >= self._most_devices:
             key = (st_dev, inode)
             number = self._odd.get(key)
             if number is None:

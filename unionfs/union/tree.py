@@ -20,6 +20,7 @@ from unionfs.log import Log
 from unionfs.union import merge, whiteouts
 from unionfs.union.freshness import Freshness
 from unionfs.union.links import read_extra_links
+from unionfs.union.mapping import Owners
 from unionfs.union.nodes import DirNode, FileNode, Node
 from unionfs.union.sieve import Sieves
 from unionfs.union.table import NodeTable, Numbers
@@ -81,13 +82,21 @@ class MergedTree:
         self.freshness = Freshness(options)
         self.sieves = Sieves(self.freshness.lifetime)
         self.identity = Identity.of_process()
+        self.owners = Owners(options, stack.upper)
+        layers = [layer for layer in (stack.upper, *stack.lowers) if layer is not None]
+        #: Whether what inodes say is what is meant, on all layers.
+        self._inodes_tell = all(layer.override is None for layer in layers)
+        upper_tells = stack.upper is None or stack.upper.override is None
+        #: Whether there are POSIX ACLs: a layer that keeps modes elsewhere cannot have them.
+        self.acls = upper_tells and not options.noacl
         self.nodes = NodeTable(*self._root(), self.sieves, self.freshness)
         self.kernel: Kernel | None = None
         self._reported: set[str] = set()
 
     def _root(self) -> tuple[DirNode, Numbers]:
         layers = [layer for layer in (self.stack.upper, *self.stack.lowers) if layer is not None]
-        numbers = Numbers([os.fstat(layer.root_fd).st_dev for layer in layers])
+        devices = [os.fstat(layer.root_fd).st_dev for layer in layers]
+        numbers = Numbers(devices, ino32_t=self.options.ino32_t)
         upper = None if self.stack.upper is None else self.stack.upper.root
         lowers: list[Directory] = []
         for layer in layers:
@@ -184,7 +193,9 @@ class MergedTree:
             if error.errno in ABSENT:
                 return None
             raise
-        return status if same_as is None or os.path.samestat(status, same_as) else None
+        if same_as is not None and not os.path.samestat(status, same_as):
+            return None
+        return self.upper_layer.meant(status, self.index_path(index))
 
     def index_path(self, index: bytes) -> bytes:
         """Return the path that leads to an entry of the index."""
@@ -212,8 +223,11 @@ class MergedTree:
         top = node.top()
         return (top.layer.root_fd, b".") if top.parent is None else (top.parent.fd(), top.name)
 
-    def layer_of(self, node: FileNode) -> Layer:
+    def layer_of(self, node: Node) -> Layer:
         """Return the layer that has what *node* shows."""
+        if isinstance(node, DirNode):
+            return node.top().layer
+        assert isinstance(node, FileNode)
         place = None if node.upper else node.lower_place
         layer = self.stack.upper if place is None else place.layer
         assert layer is not None
@@ -238,10 +252,21 @@ class MergedTree:
         Raises ESTALE where another object lies in its place: the kernel then looks again.
         """
         if isinstance(node, FileNode) and node.opened is not None:
-            return os.fstat(node.opened.fd)
+            status = os.fstat(node.opened.fd)
+            return status if self._inodes_tell else self._meant(node, status)
         status = self.status_in_place(node)
         self._refuse_another(node, status)
         return status
+
+    def _meant(self, node: Node, status: os.stat_result) -> os.stat_result:
+        """Return *status*, of what *node* shows, as its layer means it."""
+        layer = self.layer_of(node)
+        if layer.override is None:
+            return status
+        held = self.held(node)
+        if held >= 0:
+            return layer.meant(status, xattrs.fd_path(held), follow=True)
+        return layer.meant(status, xattrs.entry_path(*self.location(node)))
 
     def _refuse_another(self, node: Node, status: os.stat_result) -> None:
         """Raise ESTALE unless *status* is of what *node* stands for, or that was seen lately."""
@@ -251,17 +276,20 @@ class MergedTree:
     def status_in_place(self, node: Node) -> os.stat_result:
         """Return the attributes of what lies where *node* was found, whatever it is by now."""
         if node.pinned >= 0:
-            return os.fstat(node.pinned)
-        if isinstance(node, DirNode):
+            status = os.fstat(node.pinned)
+        elif isinstance(node, DirNode):
             top = node.top()
             if top.descriptor < 0 and top.parent is not None and top.layer.isolated:
                 # Need not be opened for this; elsewhere that tells what is mounted on it.
-                return os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
-            return os.fstat(top.fd())
-        if isinstance(node, FileNode) and node.opened is not None:
-            return os.fstat(node.opened.fd)
-        dirfd, name = self.location(node)
-        return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+                status = os.stat(top.name, dir_fd=top.parent.fd(), follow_symlinks=False)
+            else:
+                status = os.fstat(top.fd())
+        elif isinstance(node, FileNode) and node.opened is not None:
+            status = os.fstat(node.opened.fd)
+        else:
+            dirfd, name = self.location(node)
+            status = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+        return status if self._inodes_tell else self._meant(node, status)
 
     def held(self, node: Node) -> int:
         """Return a descriptor that leads to what *node* shows, -1 without one."""
@@ -304,7 +332,9 @@ class MergedTree:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
         if not self.freshness.holds(node):
             try:
-                self._refuse_another(node, os.fstat(fd))
+                path = xattrs.fd_path(fd)
+                status = self.layer_of(node).meant(os.fstat(fd), path, follow=True)
+                self._refuse_another(node, status)
             except OSError:
                 os.close(fd)
                 raise
@@ -319,14 +349,10 @@ class MergedTree:
         """Return the attributes that *node* shows; *status* are its layer's, if just read."""
         if status is None:
             status = self.status(node)
-        options = self.options
-        return Attr(
-            node.ino,
-            self._nlink(node, status),
-            status.st_uid if options.squash_to_uid is None else options.squash_to_uid,
-            status.st_gid if options.squash_to_gid is None else options.squash_to_gid,
-            status,
-        )
+        uid, gid = status.st_uid, status.st_gid
+        if not self.owners.as_stored:
+            uid, gid = self.owners.shown(self.layer_of(node), uid, gid)
+        return Attr(node.ino, self._nlink(node, status), uid, gid, status)
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
         if node.removed:
@@ -334,7 +360,8 @@ class MergedTree:
         if isinstance(node, FileNode):
             return max(status.st_nlink + node.extra_links, 1)
         # A merged directory does not count its subdirectories, as overlayfs's does not.
-        return 1 if isinstance(node, DirNode) and node.merged else status.st_nlink
+        one = isinstance(node, DirNode) and (node.merged or self.options.static_nlink)
+        return 1 if one else status.st_nlink
 
 
 def _parent(node: Node) -> DirNode:
