@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from tests.engines.docker import Docker
 from tests.engines.ground import Ground
 from tests.engines.images import busybox_tar
+from tests.engines.ours import linked
 from tests.engines.podman import Podman
-
-#: The command as it was installed beside this Python.
-UNIONFS = Path(sys.executable).parent / "unionfs"
 
 
 def need(*programs: str) -> None:
@@ -27,14 +23,6 @@ def need(*programs: str) -> None:
             pytest.skip(f"{program} is not installed")
     if os.geteuid() != 0:
         pytest.skip("needs root")
-
-
-def linked(ground: Ground, program: Path = UNIONFS) -> Path:
-    """A link to *program* by the name ``fuse-overlayfs``, in a directory of its own."""
-    link = ground.base / "bin" / "fuse-overlayfs"
-    link.parent.mkdir()
-    link.symlink_to(program)
-    return link
 
 
 @pytest.fixture

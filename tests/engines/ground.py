@@ -75,8 +75,9 @@ class Ground:
         #: A directory on a disk, the same inside and outside.
         self.base = Path(tempfile.mkdtemp(prefix="unionfs-engine-", dir=base))
         self.base.chmod(0o755)
-        #: Of the last command.
+        #: Of the last command: what it said on standard error, and its exit status.
         self.said = ""
+        self.status = 0
         self._keeper = subprocess.Popen(
             [sys.executable, "-S", __file__, str(self.base)],
             stdin=subprocess.PIPE,
@@ -142,8 +143,8 @@ class Ground:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
-        found = process.returncode
-        assert status in (None, found), f"{' '.join(argv)}: {found}\n{out}\n{self.said}"
+        self.status = process.returncode
+        assert status in (None, self.status), f"{' '.join(argv)}: {self.status}\n{out}\n{self.said}"
         return out
 
     def mountinfo(self) -> list[list[str]]:

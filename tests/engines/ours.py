@@ -1,14 +1,28 @@
-"""Whether a mount is one of ours, and which process serves it."""
+"""Our command in fuse-overlayfs's place; whether a mount is ours, and which process serves it."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from tests.engines.ground import Ground
+
+#: The command as it was installed beside this Python.
+UNIONFS = Path(sys.executable).parent / "unionfs"
 
 #: What tells, inside of a container, whether its root file system is ours.
 ASK_ROOT = "stat -f -c %t /; head -n 1 /proc/self/mountinfo"
 
 #: FUSE_SUPER_MAGIC: engines take a mount point with another file system for not mounted.
 FUSE = "65735546"
+
+
+def linked(ground: Ground, program: Path = UNIONFS) -> Path:
+    """A link to *program* by the name ``fuse-overlayfs``, in a directory of its own."""
+    link = ground.base / "bin" / "fuse-overlayfs"
+    link.parent.mkdir()
+    link.symlink_to(program)
+    return link
 
 
 def assert_ours(answer: str) -> None:

@@ -12,9 +12,10 @@ from typing import IO
 
 import pytest
 
-from tests.engines.conftest import linked, need
+from tests.engines.conftest import need
 from tests.engines.ground import Ground
 from tests.engines.images import busybox_tar
+from tests.engines.ours import linked
 from tests.engines.podman import Podman
 
 pytestmark = pytest.mark.needs_root

@@ -10,10 +10,11 @@ import pytest
 
 from tests.archives import archive, directory, member
 from tests.container.runner import wait_for
-from tests.engines.conftest import linked, need
+from tests.engines.conftest import need
 from tests.engines.docker import Docker
 from tests.engines.ground import Ground
 from tests.engines.images import busybox_tar, deep_image, saved
+from tests.engines.ours import linked
 from tests.engines.podman import Podman
 
 pytestmark = pytest.mark.needs_root

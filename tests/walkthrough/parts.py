@@ -1,0 +1,64 @@
+"""The parts of the course, in their order, and what each needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.walkthrough import backup, bindmount, ephemeral, layers, tmpfs, volumes
+from tests.walkthrough.lesson import Lesson
+
+ENGINES: Final = ("podman", "docker")
+
+#: What every part needs beside its engine's, each program with Debian's package.
+_GROUND: Final = {
+    "busybox": "busybox-static",
+    "curl": "curl",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "runc": "runc",
+    "tini": "tini",
+}
+_ENGINE: Final = {
+    "podman": {
+        "podman": "podman",
+        "/usr/lib/podman/netavark": "netavark",
+        "/usr/lib/podman/aardvark-dns": "aardvark-dns",
+    },
+    "docker": {"dockerd": "docker.io", "/usr/bin/docker": "docker.io"},
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: *title* is what it shows."""
+
+    name: str
+    title: str
+    run: Callable[[Lesson], None]
+    #: Those that have it, the one it is shown with first.
+    engines: tuple[str, ...] = ENGINES
+    #: Programs that it needs besides, each with its package.
+    programs: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, engine: str) -> str:
+        """Why it cannot run here with *engine*; "" if it can."""
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            return "/dev/fuse is not there, or not for us"
+        for program, package in (_GROUND | _ENGINE[engine] | dict(self.programs)).items():
+            if shutil.which(program) is None:
+                return f"{program} is not installed (package {package})"
+        return ""
+
+
+PARTS: Final = (
+    Part("layers", "read-only layers, stored once, and a writable one for each", layers.run),
+    Part("ephemeral", "what is written is gone with the container, or committed", ephemeral.run),
+    Part("volumes", "files that outlive containers, and that several share", volumes.run),
+    Part("bind-mount", "a directory of the host, in both directions, or read-only", bindmount.run),
+    Part("tmpfs", "files in memory, with a limit", tmpfs.run),
+    Part("backup", "a volume's files out to the host, and into a new volume", backup.run),
+)
