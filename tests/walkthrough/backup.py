@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.walkthrough.lesson import Lesson
 from tests.walkthrough.machine import PLACE
 
-#: The columns that a restore must bring back: mode, owner, size, time, name.
-LIST = "find . -type f -exec stat -c '%a %u:%g %s %Y %n' {} + | sort"
+#: What a restore must bring back: name, mode, owner, size, time.
+LIST = "find . -type f -exec stat -c '%n %a %u:%g %s %Y' {} + | sort"
 
 
 def run(lesson: Lesson) -> None:
@@ -21,11 +21,8 @@ def make(lesson: Lesson) -> str:
     script = "mkdir sub; echo one >one; seq 9999 >sub/many; chown 5:7 one; chmod 600 sub/many"
     lesson.engine(f'run --rm -v data:/v -w /v base sh -c "{script}"')
     shown = lesson.engine(f'run --rm -v data:/v -w /v base sh -c "{LIST}"')
-    lesson.check(
-        "it has two files",
-        [line.split()[-1] for line in shown.splitlines()],
-        ["./one", "./sub/many"],
-    )
+    names = [line.split()[0] for line in shown.splitlines()]
+    lesson.check("it has two files", names, ["./one", "./sub/many"])
     return shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from tests.walkthrough.lesson import Lesson, UnavailableError
 from tests.walkthrough.machine import Machine
@@ -19,7 +20,7 @@ class Classroom:
         self._machines: dict[str, Machine] = {}
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Classroom:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -39,7 +40,7 @@ class Classroom:
         return self._machines[engine]
 
     def hold(self, part: Part, engine: str) -> int:
-        """Run *part*; how many checks it had. Raises `CheckError`, and `UnavailableError` where it cannot run."""
+        """Run *part*; how many checks it had. Raises `CheckError`, `UnavailableError`."""
         if missing := part.missing(engine):
             raise UnavailableError(missing)
         machine = self.machine(engine)

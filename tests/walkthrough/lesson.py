@@ -105,7 +105,7 @@ class Lesson:
         self.checks += 1
         self._write(f"    ✓ {fact}")
 
-    def check_that(self, fact: str, right: bool, found: object) -> None:
+    def check_that(self, fact: str, right: object, found: object) -> None:
         """Print *fact*, if it is *right*; *found* is what it was told by."""
         self.check(fact, found if not right else fact, fact)
 

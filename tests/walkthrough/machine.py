@@ -1,4 +1,4 @@
-"""A machine of the course: an engine whose images, containers and volumes are on storage of ours."""
+"""A machine of the course: an engine with its images, containers and volumes on ours."""
 
 from __future__ import annotations
 

@@ -1,0 +1,163 @@
+"""The course is held, part by part; what the command says, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.engines.test_ground import left_of
+from tests.mounts import REPOSITORY
+from tests.walkthrough.classroom import Classroom
+from tests.walkthrough.lesson import ID, CheckError, Lesson, UnavailableError
+from tests.walkthrough.parts import PARTS, Part
+
+pytestmark = pytest.mark.needs_root
+
+
+@pytest.fixture(scope="session")
+def classroom() -> Iterator[Classroom]:
+    """What a part prints is shown if it fails."""
+    with Classroom(print) as made:
+        yield made
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_part(classroom: Classroom, part: Part) -> None:
+    try:
+        assert classroom.hold(part, part.engines[0]) > 3
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+def test_what_is_shown_must_be_checked(classroom: Classroom) -> None:
+    def forgetful(lesson: Lesson) -> None:
+        lesson.host("echo shown")
+        lesson.host("true")
+
+    with pytest.raises(CheckError, match="a check of what is shown by echo shown"):
+        classroom.hold(Part("forgetful", "", forgetful), "podman")
+
+
+def test_a_status_must_be_the_expected_one(classroom: Classroom) -> None:
+    def failing(lesson: Lesson) -> None:
+        lesson.engine("run --rm base false")
+
+    with pytest.raises(CheckError, match="exit status"):
+        classroom.hold(Part("failing", "", failing), "podman")
+
+
+def test_a_part_leaves_nothing_to_the_next(classroom: Classroom) -> None:
+    def untidy(lesson: Lesson) -> None:
+        lesson.host("mkdir -p sub/dir; touch file sub/dir/file")
+        lesson.start("runs", "-v left:/v base sleep 999")
+        lesson.check("made", lesson.engine("volume create --driver unionfs ours"), "ours")
+        lesson.check_that("made", "own" in lesson.engine("network create own"), lesson.said)
+        lesson.check("made", lesson.engine("commit -q runs image"), ID)
+
+    def finds(lesson: Lesson) -> None:
+        script = "ls; podman ps -aq; podman volume ls -q; podman images -q | wc -l"
+        shown = lesson.host(f"{script}; podman network ls --format '{{{{.Name}}}}'")
+        lesson.check("nothing", shown, "1\npodman")
+
+    for run in (untidy, finds):
+        classroom.hold(Part("untidy", "", run), "podman")
+
+
+#: The command, with a part that fails before one of its own.
+ONE_FAILS: Final = """
+import sys
+from tests.walkthrough import __main__ as command, parts
+
+def wrong(lesson):
+    lesson.check("they are equal", lesson.engine("run --rm base echo found"), "expected")
+
+command.PARTS = (parts.Part("wrong", "it fails", wrong), parts.PARTS[1])
+sys.exit(command.main())
+"""
+
+
+@pytest.fixture
+def ground_base(scratch: Path) -> Iterator[Path]:
+    """Where the command makes its grounds, of which nothing must be left."""
+    yield scratch
+    end = time.monotonic() + 20
+    while left := left_of(scratch) if list(scratch.iterdir()) else []:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+def start(base: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", *arguments],
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "UNIONFS_TEST_DIR": str(base)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **more,
+    )
+
+
+def run(base: Path, *arguments: str, status: int = 0, **more: Any) -> str:
+    """Run to the end; what it wrote."""
+    with start(base, *arguments, **more) as process:
+        out, _ = process.communicate(timeout=80)
+    assert process.returncode == status, out
+    return out
+
+
+def test_a_failing_check_is_the_commands_status(ground_base: Path) -> None:
+    out = run(ground_base, "-c", ONE_FAILS, status=1)
+    assert "    ✗ they are equal\n      expected: 'expected'\n      found:    'found'\n" in out
+    summary = out.partition("==> the parts\n")[2].splitlines()
+    assert [line.split()[:2] for line in summary] == [["wrong", "FAILED:"], ["ephemeral", "10"]]
+
+
+def test_one_part_with_a_closed_input(ground_base: Path) -> None:
+    close: dict[str, Any] = {"preexec_fn": lambda: os.close(0)}
+    for _ in range(2):
+        out = run(ground_base, "-m", "tests.walkthrough", "--part", "tmpfs", **close)
+        assert "==> tmpfs (podman)" in out
+        assert out.count("\n==> ") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted(ground_base: Path, number: signal.Signals) -> None:
+    with start(ground_base, "-m", "tests.walkthrough") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "C2 runs" in line:
+                break
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+
+
+def test_the_options(tmp_path: Path) -> None:
+    module = ("-m", "tests.walkthrough")
+    names = [line.split()[:2] for line in run(tmp_path, *module, "--list").splitlines()]
+    assert names == [[part.name, part.engines[0]] for part in PARTS]
+    listed = run(tmp_path, *module, "--list", "--engine", "docker", "--part", "volumes", "tmpfs")
+    assert [line.split()[:2] for line in listed.splitlines()] == [
+        ["volumes", "docker"],
+        ["tmpfs", "docker"],
+    ]
+    assert "invalid choice: 'no'" in run(tmp_path, *module, "--part", "no", status=2)
+    assert "invalid choice: 'lxc'" in run(tmp_path, *module, "--engine", "lxc", status=2)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = shutil.which
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "dockerd" else there(name))
+    with Classroom(print) as classroom, pytest.raises(UnavailableError) as reason:
+        classroom.hold(PARTS[0], "docker")
+    assert str(reason.value) == "dockerd is not installed (package docker.io)"
