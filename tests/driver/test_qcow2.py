@@ -15,7 +15,7 @@ import pytest
 from tests.driver.blocks import Blocks, wait_until
 from unionfs.driver.api import Info, Kind
 from unionfs.driver.attach import detach
-from unionfs.driver.block import export, loop
+from unionfs.driver.block import loop
 from unionfs.driver.block.driver import BlockDriver
 from unionfs.errors import (
     FailedPreconditionError,
@@ -24,7 +24,6 @@ from unionfs.errors import (
     UnsupportedError,
     UsageError,
 )
-from unionfs.fuse import mounting
 
 pytestmark = pytest.mark.needs_root
 
@@ -247,13 +246,55 @@ def test_a_loop_device_that_somebody_took_away(ext4: Blocks) -> None:
     assert ext4.daemons() == []
 
 
-def test_an_export_whose_process_is_dead_is_cleared_away(tmp_path: Path) -> None:
-    """Killed when it had mounted its image, and no loop device had it open yet."""
-    place = tmp_path / "run/export"
-    place.mkdir(parents=True)
-    os.close(mounting.mount(os.fsencode(place), "dead", []))
-    export.stop(str(place.parent), force=True)
-    assert not place.parent.exists()
+#: Mounts the device of a snapshot and writes to it, says so, and is killed.
+HOLDS = """
+import os, subprocess, sys
+from unionfs.driver.attach import attach
+from unionfs.driver.block.driver import BlockDriver
+driver = BlockDriver.open(sys.argv[1], {"size": "1G"})
+os.mkdir(sys.argv[2])
+attach(driver.mounts("before"), sys.argv[2])
+os.mkdir(sys.argv[3])
+attach(driver.mounts("key"), sys.argv[3])
+with open(sys.argv[3] + "/file", "w") as file:
+    file.write("not synced")
+print("mounted", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_mount_namespace_ends_though_it_had_disks_mounted(ext4: Blocks) -> None:
+    """A process that serves one must not be what keeps it mounted: its kill would never end."""
+    ext4.driver.prepare("before")
+    ext4.driver.prepare("key")
+    targets = [str(ext4.base / "one"), str(ext4.base / "two")]
+    with subprocess.Popen(
+        ["unshare", "-m", sys.executable, "-c", HOLDS, ext4.home, *targets],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mounted\n"
+        try:
+            for pid in ext4.daemons():
+                mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+                assert not any(target in mounts for target in targets)
+        finally:
+            process.kill()
+    # The kernel unmounts in its own time; nobody but it had them.
+    with ext4.at("key") as root:
+        assert (root / "file").read_text() == "not synced"
+    wait_until(lambda: _is_released(ext4, "before"))
+    assert ext4.daemons() == []
+
+
+def _is_released(ext4: Blocks, key: str) -> bool:
+    try:
+        ext4.driver.release(key)
+    except FailedPreconditionError:
+        return False
+    return True
 
 
 def test_a_loop_device_that_cannot_be_asked_is_not_taken_for_dead(

@@ -1,10 +1,13 @@
 """An image as a file, served by a process: ``qemu-storage-daemon`` and its FUSE export.
 
-The process belongs to nobody's session or control group, and lives until it is stopped. It
-is known by a directory that has
+The process belongs to nobody's session, control group or mount namespace, and lives until it is
+stopped. If it were the last in a namespace that has its own disk mounted, it could not be killed:
+the kernel would unmount the disk in the middle of it, and wait for it to write what is left.
+
+It is known by a directory that has
 
     pid      its number; locked by it for as long as it lives
-    export   where the image was mounted until its loop device had it open
+    export   where the image is mounted, in the process's own mount namespace
     qmp      the socket on which it takes commands (qemu-storage-daemon-qmp-ref(7))
     tag      what the loop device is known by, see `unionfs.driver.block.loop`
     device   the path of the loop device, before it is there
@@ -24,11 +27,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from unionfs.driver import programs
 from unionfs.driver.block import loop
-from unionfs.errors import StoreError
+from unionfs.errors import MountError, StoreError
 from unionfs.filelocks import is_locked
 from unionfs.fuse import mounting
 
@@ -37,6 +41,10 @@ DAEMON: Final = "qemu-storage-daemon"
 EXPORT: Final = "export"
 #: Seconds for a command, and for the end of the process.
 _PATIENCE: Final = 60.0
+#: Block devices of this major number are loop devices.
+_LOOP: Final = "7:"
+#: File systems that lie on others.
+_STACKED: Final = frozenset({"fuse", "fuseblk", "overlay"})
 #: Where a process is moved, so that it ends with no service or session: cgroup v2, and v1's.
 _ROOT_GROUPS: Final = ("", "systemd/", "unified/")
 
@@ -77,20 +85,40 @@ def _launch(run: str, nodes: list[Mapping[str, Any]], *, read_only: bool) -> Non
     arguments += ["--chardev", "socket,id=commands,path=qmp,server=on,wait=off"]
     arguments += ["--monitor", "chardev=commands"]
     arguments += ["--daemonize", "--pidfile", os.path.join(run, "pid")]
-    programs.run([DAEMON, *arguments], place=run)
+
+    def launch() -> None:
+        mounting.leave_namespace()
+        _shed_mounts(os.fsencode(run))
+        programs.run([DAEMON, *arguments], place=run)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(launch).result()
+
+
+def _shed_mounts(keep: bytes) -> None:
+    """Take all that may lie on a disk of ours out of this thread's namespace, not *keep*'s own."""
+    shed: list[bytes] = []
+    for entry in mounting.mounts():
+        if _holds(entry.target, keep) or any(_holds(one, entry.target) for one in shed):
+            continue
+        if entry.device.startswith(_LOOP) or entry.kind.partition(".")[0] in _STACKED:
+            with contextlib.suppress(MountError):
+                mounting.unmount(entry.target, lazy=True)
+                shed.append(entry.target)
+
+
+def _holds(directory: bytes, path: bytes) -> bool:
+    return (path + b"/").startswith(directory.rstrip(b"/") + b"/")
 
 
 def _attach(run: str, *, read_only: bool) -> str:
-    """Make the loop device, and take the export out of sight: the device holds it."""
-    export = os.path.join(run, "export")
+    """Make the loop device of the export, which only the process sees."""
+    export = f"/proc/{_pid(run)}/root{os.path.join(run, 'export')}"
+    file = os.open(export, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     try:
-        file = os.open(export, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        try:
-            return loop.attach(file, _read(run, "tag"), lambda path: _write(run, "device", path))
-        finally:
-            os.close(file)
+        return loop.attach(file, _read(run, "tag"), lambda path: _write(run, "device", path))
     finally:
-        mounting.unmount(os.fsencode(export), lazy=True)
+        os.close(file)
 
 
 def _leave_groups(pid: int) -> None:
@@ -127,9 +155,6 @@ def stop(run: str, *, force: bool = False) -> None:
             _end(_pid(run))
         elif tag:
             _end_unborn(run)
-    export = os.fsencode(os.path.join(run, "export"))
-    if mounting.mount_at(export) is not None:  # whose process may be dead: it cannot be asked
-        mounting.unmount(export, lazy=True)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(run)
 
