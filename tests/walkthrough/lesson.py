@@ -39,9 +39,11 @@ class Lesson:
         """Let later commands call it ``$name``: paths of engines are long."""
         self.machine.environment[name] = value
 
-    def say(self, text: str) -> None:
-        """Print what comes next, or what was seen."""
+    def say(self, text: str, *more: str) -> None:
+        """Print what comes next, or what was seen; *more* are lines below it."""
         self._write(f"\n    {text}")
+        for line in more:
+            self._write(f"      {line}")
 
     def engine(self, arguments: str, **how: Any) -> str:
         """Run the engine, with *arguments* as a shell reads them; see `host`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -15,11 +16,24 @@ from tests.plugin.in_ground import SOCKET, PluginBeside
 #: Where commands are typed.
 PLACE: Final = "/run/course"
 
+_NAME_SERVER: Final = "nameserver 192.0.2.53\noptions timeout:1 attempts:1\n"
 #: Podman finds a plugin only if told where.
 _PLUGINS: Final = f"""
 [engine.volume_plugins]
 unionfs = "{SOCKET}"
 """
+
+
+def join(one: Machine, two: Machine, network: str) -> tuple[str, str]:
+    """Lay a wire between two machines; their addresses, in *network*, as ``192.0.2``."""
+    ends = [f"/proc/{machine.ground.pid}/ns/net" for machine in (one, two)]
+    wire = ["ip", "link", "add", "wire", "netns", ends[0]]
+    wire += ["type", "veth", "peer", "name", "wire", "netns", ends[1]]
+    subprocess.run(wire, check=True, timeout=10)
+    addresses = f"{network}.1", f"{network}.2"
+    for machine, address in zip((one, two), addresses, strict=True):
+        machine.shell(f"ip addr add {address}/24 dev wire && ip link set wire up")
+    return addresses
 
 
 class Machine:
@@ -42,6 +56,10 @@ class Machine:
             self.directory.mkdir()
             self.ground.run("mkdir", PLACE)
             self.ground.run("mount", "--bind", str(self.directory), PLACE)
+            # No name server is reached from here, which is to be known at once.
+            (self.ground.base / "resolv.conf").write_text(_NAME_SERVER)
+            resolv_conf = str(self.ground.base / "resolv.conf")
+            self.ground.run("mount", "--bind", resolv_conf, "/etc/resolv.conf")
             self.plugin = PluginBeside(self.ground)
             stack.callback(self.plugin.close)
             self.environment = {
@@ -92,6 +110,9 @@ base=$($engine images -q --no-trunc base)
 for image in $($engine images -aq --no-trunc | sort -u); do
     test $image = $base || $engine rmi -f $image || ! $engine inspect $image
 done
+while read -r _ target _; do
+    case $target in {place}/*) umount -l $target ;; esac
+done </proc/mounts
 find {place} -mindepth 1 -delete
 """
 

@@ -8,7 +8,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.walkthrough import backup, bindmount, ephemeral, layers, tmpfs, volumes
+from tests.walkthrough import (
+    backup,
+    bindmount,
+    ephemeral,
+    layers,
+    network_bridge,
+    network_host,
+    network_macvlan,
+    network_overlay,
+    network_ports,
+    storage_drivers,
+    tmpfs,
+    volume_plugin,
+    volumes,
+)
 from tests.walkthrough.lesson import Lesson
 
 ENGINES: Final = ("podman", "docker")
@@ -61,4 +75,16 @@ PARTS: Final = (
     Part("bind-mount", "a directory of the host, in both directions, or read-only", bindmount.run),
     Part("tmpfs", "files in memory, with a limit", tmpfs.run),
     Part("backup", "a volume's files out to the host, and into a new volume", backup.run),
+    Part(
+        "storage-drivers",
+        "one image and one test on three of them",
+        storage_drivers.run,
+        programs={"qemu-storage-daemon": "qemu-system-common", "qemu-img": "qemu-utils"},
+    ),
+    Part("bridge", "networks of containers, and their names", network_bridge.run),
+    Part("host", "the host's network, and none", network_host.run),
+    Part("macvlan", "a container is a device of its own", network_macvlan.run),
+    Part("ports", "a port of the host leads into a container", network_ports.run),
+    Part("volume-plugin", "what Docker asks of our volumes", volume_plugin.run, ("docker",)),
+    Part("overlay-network", "one network over two hosts", network_overlay.run, ("docker",)),
 )
