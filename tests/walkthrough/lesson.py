@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from tests.walkthrough.machine import Machine
 
@@ -64,7 +65,10 @@ class Lesson:
         self.end()
         machine = on or self.machine
         self._write(f"  {machine.prompt}$ {script}")
-        shown = machine.shell(script, status=None, seconds=seconds).rstrip("\n")
+        try:
+            shown = machine.shell(script, status=None, seconds=seconds).rstrip("\n")
+        except subprocess.TimeoutExpired:
+            self._fail("the command comes to its end", f"none in {seconds} s", "one")
         ground = machine.ground
         self._print(shown)
         self._print(ground.said.rstrip("\n"))
@@ -123,7 +127,7 @@ class Lesson:
         if len(lines) > SOME:
             self._write(f"      … and {len(lines) - SOME} more")
 
-    def _fail(self, fact: str, found: object, expected: object) -> None:
+    def _fail(self, fact: str, found: object, expected: object) -> NoReturn:
         if isinstance(expected, re.Pattern):
             expected = f"text like {expected.pattern!r}"
         self._write(f"    ✗ {fact}")

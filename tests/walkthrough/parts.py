@@ -18,6 +18,7 @@ from tests.walkthrough import (
     network_macvlan,
     network_overlay,
     network_ports,
+    nfs,
     storage_drivers,
     tmpfs,
     volume_plugin,
@@ -35,6 +36,12 @@ _GROUND: Final = {
     "nsenter": "util-linux",
     "runc": "runc",
     "tini": "tini",
+}
+_NFS: Final = {
+    "ganesha.nfsd": "nfs-ganesha",
+    "/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so": "nfs-ganesha-vfs",
+    "nfs-cp": "libnfs-utils",
+    "rpcbind": "rpcbind",
 }
 _ENGINE: Final = {
     "podman": {
@@ -63,7 +70,7 @@ class Part:
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             return "/dev/fuse is not there, or not for us"
         for program, package in (_GROUND | _ENGINE[engine] | dict(self.programs)).items():
-            if shutil.which(program) is None:
+            if not (os.path.exists(program) if "/" in program else shutil.which(program)):
                 return f"{program} is not installed (package {package})"
         return ""
 
@@ -81,6 +88,8 @@ PARTS: Final = (
         storage_drivers.run,
         programs={"qemu-storage-daemon": "qemu-system-common", "qemu-img": "qemu-utils"},
     ),
+    Part("nfs", "a volume of a server with three clients", nfs.run, programs=_NFS),
+    Part("nfs-volume", "a volume that is on a server", nfs.run_volume, programs=_NFS),
     Part("bridge", "networks of containers, and their names", network_bridge.run),
     Part("host", "the host's network, and none", network_host.run),
     Part("macvlan", "a container is a device of its own", network_macvlan.run),
