@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.figures import TIMES, figure, goal_text, ratio, shown, verdict
-from tests.bench.model import Row, Scenario
+from tests.bench.model import DRIVERS, ENGINES, MOUNTS, PARTS, Row, Scenario
 from tests.bench.report import Report
 from tests.bench.run import rows_of
 
-#: What is about mounts, and what about storage drivers, each has marks of its own.
+#: Each part has marks of its own.
 MARKS = {
-    False: "written by scripts/bench --markdown",
-    True: "storage drivers, written by scripts/bench --markdown",
+    MOUNTS: "written by scripts/bench --markdown",
+    DRIVERS: "storage drivers, written by scripts/bench --markdown",
+    ENGINES: "engines, written by scripts/bench --markdown",
 }
 
 Rows = list[tuple[Scenario, Row]]
@@ -23,8 +24,8 @@ def write(path: Path, report: Report) -> None:
     """Put the report between the marks of *path*; a file without marks becomes the report."""
     page = path.read_text() if path.exists() else ""
     blocks = []
-    for snapshots, part in _parts(report):
-        begin, end = (f"<!-- {word}: {MARKS[snapshots]} -->" for word in ("begin", "end"))
+    for name, part in _parts(report):
+        begin, end = (f"<!-- {word}: {MARKS[name]} -->" for word in ("begin", "end"))
         block = f"{begin}\n\n{_part_text(part)}\n{end}\n"
         blocks.append(block)
         if begin in page and end in page:
@@ -34,12 +35,12 @@ def write(path: Path, report: Report) -> None:
     path.write_text("\n".join(blocks) if blocks else page)
 
 
-def _parts(report: Report) -> Iterator[tuple[bool, Report]]:
-    """What *report* has about mounts, and what about storage drivers."""
-    for snapshots in MARKS:
-        part = report.part(snapshots=snapshots)
+def _parts(report: Report) -> Iterator[tuple[str, Report]]:
+    """What *report* has about each part of which something was measured."""
+    for name in PARTS:
+        part = report.part(name)
         if part.scenarios:
-            yield snapshots, part
+            yield name, part
 
 
 def text(report: Report) -> str:
@@ -84,7 +85,7 @@ def _head(report: Report) -> str:
 def _goals(report: Report) -> str:
     """The figures of ours, its ratios free and pinned, and what came of each goal."""
     modes = report.modes()
-    ours = report.ours(snapshots=report.scenarios[0].snapshots)
+    ours = report.ours(report.scenarios[0].part)
     columns = "".join(f" {ours}, {mode} | : {report.peer} |" for mode in modes)
     lines = [f"| row | unit |{columns} goals |", f"|---|---|{'---:|---:|' * len(modes)}---|"]
     for scenario, row in rows_of(report.scenarios):

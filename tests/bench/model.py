@@ -15,6 +15,10 @@ PEERS = {"fo": "fuse-overlayfs", "fo1": "fuse-overlayfs-1", "kernel": "overlay"}
 
 Number = TypeVar("Number", int, float)
 
+#: What scenarios are about; each part has tables of its own. In the first and the last it is
+#: unions that take part, in the second what keeps snapshots.
+MOUNTS, DRIVERS, ENGINES = PARTS = "mounts", "drivers", "engines"
+
 FREE, PINNED, UNPRIVILEGED = MODES = "free", "pinned", "unprivileged"
 
 
@@ -99,5 +103,5 @@ class Scenario:
     modes: tuple[str, ...] = MODES
     room: int = 0
     """The GiB that it needs where the layers lie, if these are many."""
-    snapshots: bool = False
-    """About storage drivers: what keeps snapshots takes part, and no mounts."""
+    part: str = MOUNTS
+    """What it is about."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.figures import figure, goal_text, ratio, verdict
-from tests.bench.model import MODES, Goal, Row, Scenario
+from tests.bench.model import DRIVERS, MODES, Goal, Row, Scenario
 from tests.bench.run import Results, rows_of
-from tests.bench.stores import DRIVERS, PEER, SNAPSHOTTERS
+from tests.bench.stores import DRIVERS as OUR_DRIVERS
+from tests.bench.stores import PEER, SNAPSHOTTERS
 from tests.bench.systems import OURS, System
 
 
@@ -53,20 +54,31 @@ class Report:
             "missing": self.missing,
         }
 
-    def part(self, *, snapshots: bool) -> Report:
-        """The same about storage drivers alone, or about mounts alone."""
+    def part(self, part: str) -> Report:
+        """The same about one of `PARTS` alone."""
+        snapshots = part == DRIVERS
+        scenarios = [one for one in self.scenarios if one.part == part]
+        wanted = {name for scenario in scenarios for name in scenario.only}
+        everyone = not all(scenario.only for scenario in scenarios)
+
+        def takes_part(name: str) -> bool:
+            return everyone or name.partition(" ")[0] in wanted
+
+        missing = [name for name in self.missing if name.startswith(SNAPSHOTTERS) == snapshots]
+        systems = [one for one in self.systems if one.keeps_snapshots == snapshots]
         return replace(
             self,
-            scenarios=[one for one in self.scenarios if one.snapshots == snapshots],
-            systems=[one for one in self.systems if one.keeps_snapshots == snapshots],
-            missing=[name for name in self.missing if name.startswith(SNAPSHOTTERS) == snapshots],
+            scenarios=scenarios,
+            systems=[one for one in systems if takes_part(one.name)],
+            missing=[name for name in missing if takes_part(name)],
             peer=PEER if snapshots else self.peer,
         )
 
-    def ours(self, *, snapshots: bool) -> str:
+    def ours(self, part: str) -> str:
         """The system that goals are about: the first of ours that was measured."""
+        snapshots = part == DRIVERS
         found = (one for one in self.systems if one.keeps_snapshots == snapshots and one.is_ours)
-        return next((one.name for one in found), next(iter(DRIVERS)) if snapshots else OURS[0])
+        return next((one.name for one in found), next(iter(OUR_DRIVERS)) if snapshots else OURS[0])
 
     def names(self, row: Row, mode: str) -> list[str]:
         """The systems with a figure or a failure in *row*, in the order of the systems."""
@@ -89,14 +101,14 @@ class Report:
 
     def ours_in(self, scenario: Scenario) -> str:
         """The same for the rows of *scenario*: the first variant, where there are some."""
-        ours = self.ours(snapshots=scenario.snapshots)
+        ours = self.ours(scenario.part)
         return f"{ours}[{scenario.variants[0][0]}]" if scenario.variants else ours
 
     def peer_in(self, scenario: Scenario) -> str:
         """Who the ratios are to: the other variant, where there are some."""
-        if scenario.snapshots:
+        if scenario.part == DRIVERS:
             return PEER
-        ours = self.ours(snapshots=False)
+        ours = self.ours(scenario.part)
         return f"{ours}[{scenario.variants[1][0]}]" if scenario.variants else self.peer
 
     def _row(self, scenario: Scenario, row: Row) -> dict[str, Any]:

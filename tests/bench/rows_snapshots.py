@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.case import Case, Measured
-from tests.bench.model import FREE, Goal, Row, Scale, Scenario
+from tests.bench.model import DRIVERS, FREE, Goal, Row, Scale, Scenario
 from tests.bench.stores import PEER, SNAPSHOTTERS, Store, running
 
 MIB = 1 << 20
@@ -108,7 +108,7 @@ def scenario(
         only=only,
         quick=quick,
         modes=(FREE,),
-        snapshots=True,
+        part=DRIVERS,
     )
 
 

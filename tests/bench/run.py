@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.bench.arena import SHARING, Arena, Missing
 from tests.bench.case import Case
-from tests.bench.model import FREE, PINNED, Row, Scale, Scenario
+from tests.bench.model import DRIVERS, FREE, PINNED, Row, Scale, Scenario
 from tests.bench.mounting import Launch
 from tests.bench.rows import SCENARIOS
 from tests.bench.systems import System
@@ -98,7 +98,7 @@ class Runner:
         variants = scenario.variants or (("", ""),)
         for system, (suffix, options) in itertools.product(self.systems, variants):
             fits = not scenario.only or system.name in scenario.only
-            fits = fits and system.keeps_snapshots == scenario.snapshots
+            fits = fits and system.keeps_snapshots == (scenario.part == DRIVERS)
             if fits and (system.copies_on_write or not scenario.changes_lower):
                 name = f"{system.name}[{suffix}]" if suffix else system.name
                 extra = ",".join(part for part in (scenario.options, options) if part)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.bench import containerd, stores
 from tests.bench.markdown import MARKS
+from tests.bench.model import DRIVERS, MOUNTS
 from tests.bench.run import chosen
 from tests.mounts import REPOSITORY
 
@@ -61,9 +62,9 @@ def test_a_run(tmp_path: Path) -> None:
 
 def test_storage_drivers(tmp_path: Path) -> None:
     found, page = tmp_path / "found.json", tmp_path / "page.md"
-    about_mounts = f"<!-- begin: {MARKS[False]} -->kept<!-- end: {MARKS[False]} -->\n"
+    about_mounts = f"<!-- begin: {MARKS[MOUNTS]} -->kept<!-- end: {MARKS[MOUNTS]} -->\n"
     page.write_text(
-        f"{about_mounts}<!-- begin: {MARKS[True]} --><!-- end: {MARKS[True]} -->\nlast\n"
+        f"{about_mounts}<!-- begin: {MARKS[DRIVERS]} --><!-- end: {MARKS[DRIVERS]} -->\nlast\n"
     )
     systems = ("driver-overlay", "driver-overlay-kernel", "containerd-overlayfs")
     files = ("--json", found, "--markdown", page, "--systems", *systems)

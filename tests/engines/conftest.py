@@ -12,8 +12,10 @@ import pytest
 from tests.engines.docker import Docker
 from tests.engines.ground import Ground
 from tests.engines.images import busybox_tar
-from tests.engines.ours import linked
+from tests.engines.ours import UNIONFS, linked
 from tests.engines.podman import Podman
+
+__all__ = ["UNIONFS", "linked", "need"]
 
 
 def need(*programs: str) -> None:

@@ -38,7 +38,9 @@ PREPARE: Final = r"""
 set -e  # $1 the ground's directory, $2 the user, $3 the repository, $4 what hides it
 ip link set lo up
 mount -t tmpfs -o mode=755 none /run
+exec 4<"$1" # it may lie in there
 mount -t tmpfs -o mode=1777 none /dev/shm
+case $1 in /dev/shm/*) mkdir -p "$1" && mount --no-canonicalize --bind /proc/self/fd/4 "$1" ;; esac
 mkdir -p /run/lock /run/user/$2
 chown $2:$2 /run/user/$2
 hierarchies=$(awk '$3 ~ /^cgroup2?$/ {print $2 ":" $3 ":" $4}' /proc/mounts)
@@ -61,19 +63,19 @@ if [ -n "$4" ]; then
   exec 3<"$3"
   mount -t tmpfs -o mode=755 none "$4"
   mkdir -p "$3"
-  mount --bind /proc/self/fd/3 "$3"
+  mount --no-canonicalize --bind /proc/self/fd/3 "$3"
 fi
 exec tini -- sleep infinity
 """
 
 
 class Ground:
-    """The tests' end of it: runs commands there."""
+    """The tests' end of it: runs commands there. *parent* is where its directory is to be."""
 
-    def __init__(self) -> None:
-        base = os.environ.get("UNIONFS_TEST_DIR", "/var/tmp")
+    def __init__(self, parent: Path | None = None) -> None:
+        place = parent or os.environ.get("UNIONFS_TEST_DIR", "/var/tmp")
         #: A directory on a disk, the same inside and outside.
-        self.base = Path(tempfile.mkdtemp(prefix="unionfs-engine-", dir=base))
+        self.base = Path(tempfile.mkdtemp(prefix="unionfs-engine-", dir=place))
         self.base.chmod(0o755)
         #: Of the last command: what it said on standard error, and its exit status.
         self.said = ""

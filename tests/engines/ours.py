@@ -1,4 +1,4 @@
-"""Our command in fuse-overlayfs's place; whether a mount is ours, and which process serves it."""
+"""Our program as engines get it; whether a mount is one of ours, and which process serves it."""
 
 from __future__ import annotations
 

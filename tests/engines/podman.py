@@ -127,4 +127,6 @@ class Podman:
     def clear(self) -> None:
         """Remove all containers and pods, and their mounts; images stay."""
         self("pod", "rm", "--all", "--force", "--time", "0")
+        # Containers that have just ended may still be cleaned up: then their shm is busy.
+        self("rm", "--all", "--force", "--time", "0", status=None)
         self("rm", "--all", "--force", "--time", "0")

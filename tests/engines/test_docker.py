@@ -141,7 +141,7 @@ CMD ["cat", "/app/both"]
 @pytest.fixture
 def context(images: Docker, request: pytest.FixtureRequest) -> Path:
     """A directory to build from."""
-    path = images.ground.base / request.node.name.translate({ord("["): "-", ord("]"): None})
+    path: Path = images.ground.base / request.node.name.translate({ord("["): "-", ord("]"): None})
     path.mkdir()
     (path / "Dockerfile").write_text(CONTAINERFILE)
     (path / "file").write_text("file\n")

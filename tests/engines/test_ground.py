@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,3 +80,22 @@ def test_nothing_is_left_of_killed_tests() -> None:
     while left := left_of(base):
         assert time.monotonic() < end, left
         time.sleep(0.05)
+
+
+def test_a_project_in_a_closed_home_is_open_to_its_user(scratch: Path) -> None:
+    """Where only root may pass, the ground shows the way to the project and nothing else."""
+    project = scratch / "closed/project"
+    shutil.copytree(REPOSITORY / "tests/engines", project / "tests/engines")
+    (scratch / "closed/secret").touch()
+    (scratch / "closed").chmod(0o700)
+    program = (
+        "import importlib.util, sys; path = sys.argv[1] + '/tests/engines/ground.py';"
+        "spec = importlib.util.spec_from_file_location('ground', path);"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module);"
+        "ground = module.Ground(); project = sys.argv[1];"
+        "print(ground.run('ls', project + '/..', project, user=True)); ground.close()"
+    )
+    command = [sys.executable, "-S", "-c", program, str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"{project}:", "tests", f"{project}/..:", "project"]

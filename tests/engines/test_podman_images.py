@@ -135,7 +135,7 @@ def context(ground_of_build: Path) -> Path:
 
 @pytest.fixture
 def ground_of_build(images: Podman, request: pytest.FixtureRequest) -> Path:
-    path = images.ground.base / request.node.name.replace("[", "-").replace("]", "")
+    path: Path = images.ground.base / request.node.name.replace("[", "-").replace("]", "")
     path.mkdir()
     return path
 

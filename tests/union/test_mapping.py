@@ -298,42 +298,55 @@ def test_permissions_are_checked_by_the_ids_that_are_shown(pair: MappedPair) -> 
     assert pair.same(write, 1001, 9).error == "EACCES"
 
 
-@pytest.mark.parametrize("idmapped", ["lowers", "all"])
-def test_layers_that_the_kernel_maps_are_not_mapped_twice(
-    layers: Layers, union: Mount, ours_only: None, idmapped: str
+def test_lowers_that_the_kernel_maps_are_not_mapped_twice(
+    scratch: Path, mounts: Any, subject: Subject, ours_only: None
 ) -> None:
-    """Engines make such mounts of lowers and give the mapping, too."""
-    fill(layers)
-    mapped = layers.base / "mapped"
-    mapped.mkdir()
-    system.bind_idmapped(layers.base, mapped, lines(USERS), lines(GROUPS))
-    layers.lowers = [mapped / lower.name for lower in layers.lowers]
-    upper, work = layers.upper, layers.work
-    if idmapped == "all":
-        layers.upper, layers.work = mapped / "upper", mapped / "work"
-    mounted = union(MAPPING)
-    root = mounted.root
-    for layer in ("lower.d", "upper.d"):
-        assert owner(root / layer / "plain")[:2] == (100005, 300006)
-        assert os.getxattr(root / layer / "plain", "system.posix_acl_access") == named(
-            200001, 300009
-        )
-        os.utime(root / layer / "plain")
-        os.chown(root / layer / "script", 100001, 300001)
-        in_child((root / layer / "new").touch, uid=100002, gid=300002)
-        with pytest.raises(OSError, match="too large"):
-            os.chown(root / layer / "script", 1, 1)
-    os.chown(root / "lowest.d" / "fifo", 200001, -1)
-    mounted.unmount()
-    layers.upper, layers.work = upper, work
-    assert upper is not None
-    for layer in ("lower.d", "upper.d"):
-        assert owner(upper / layer / "plain")[:2] == (5, 6), "one mapping between disk and view"
-        assert owner(upper / layer / "script")[:2] == (1, 1)
-        assert owner(upper / layer / "new")[:2] == (2, 2)
-        stored = os.getxattr(upper / layer / "plain", "system.posix_acl_access")
-        assert stored == named(1001, 9)
-    assert owner(upper / "lowest.d" / "fifo")[:2] == (1001, 1004)
+    """Engines make such mounts and give the mapping, too: all is as overlayfs has it then.
+
+    The upper, which is no such mount, has the ids that are shown (podman 4.3 with `--uidmap`).
+    """
+    uppers = []
+    roots = []
+    for name, mount in (("kernel", KernelMount), ("ours", subject)):
+        layers = Layers(scratch / name)
+        fill(layers)
+        os.chown(layers.base / "upper", 100000, 300000)
+        (layers.base / "mapped").mkdir()
+        system.bind_idmapped(layers.base, layers.base / "mapped", lines(USERS), lines(GROUPS))
+        layers.lowers = [layers.base / "mapped" / lower.name for lower in layers.lowers]
+        mounted = mount(layers) if mount is KernelMount else mount(layers, MAPPING)
+        roots.append(mounts.add(mounted).root)
+        uppers.append(layers.base / "upper")
+    for root in roots:
+        os.utime(root / "lower.d" / "plain")
+        os.chown(root / "lower.d" / "script", 1, 1)
+        os.symlink("x", root / "made by root")
+        in_child((root / "new").touch, uid=100000, gid=300000)
+        in_child((root / "upper.d" / "new").touch, uid=100002, gid=300002)
+    for place in PLACES:
+        one, other = (owner(root / place) for root in roots)
+        assert one == other, place
+    acls = [value_at("lower.d/plain", "system.posix_acl_access")(root) for root in roots]
+    assert acls == [named(200001, 300009)] * 2
+    theirs, ours = (tree.snapshot(upper, private=False) for upper in uppers)
+    tree.assert_same(theirs, ours, ignore=("mtime", "nlink"))
+    assert owner(uppers[1] / "lower.d" / "plain")[:2] == (100005, 300006)
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_who_mounts_need_be_no_user_of_the_mapping(layers: Layers, union: Mount) -> None:
+    """Podman makes /etc/mtab as root of the host, and then gives it to the container's root."""
+    (layers.lowers[0] / "etc").mkdir()
+    root = union("uidmapping=:0:100000:65536,gidmapping=:0:100000:65536").root
+    os.symlink("/proc/mounts", root / "etc" / "mtab")
+    os.lchown(root / "etc" / "mtab", 100000, 100000)
+    (root / "etc" / "hosts").touch()
+    assert owner(root / "etc" / "hosts")[:2] == owner(root / "etc" / "mtab")[:2] == (100000, 100000)
+    assert layers.upper is not None
+    assert owner(layers.upper / "etc" / "hosts")[:2] == (0, 0)
+    (root / "etc").chmod(0o777)
+    found = in_child(lambda: attempt((root / "etc" / "passwd").touch), uid=1, gid=1)
+    assert found.error == "EOVERFLOW"
 
 
 @pytest.mark.usefixtures("ours_only")

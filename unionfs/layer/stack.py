@@ -47,6 +47,8 @@ class LayerStack:
         #: Where the upper layer keeps owners, if it does not tell by itself.
         self._form = FORMS.get(options.xattr_permissions)
         self._maps_ids = bool(options.uidmapping or options.gidmapping)
+        #: Whether an engine has mounted lowers so that the kernel maps their owners already.
+        self.idmapped = False
         self.upper: Layer | None = None
         self.lowers: tuple[Layer, ...] = ()
         self.work: WorkDirectory | None = None
@@ -106,6 +108,10 @@ class LayerStack:
 
     def _take_lowers(self, lowers: list[_Opened]) -> None:
         _forget_ambiguous_uuids(lowers)
+        # In another user namespace nobody can make such mounts, and one that is there has
+        # another purpose (systemd-homed(8), say).
+        if self._maps_ids and is_first_namespace():
+            self.idmapped = not idmapped_mounts().isdisjoint(one.mount_id for one in lowers)
         self.lowers = tuple(self._layer(i, one) for i, one in enumerate(lowers, start=1))
 
     def prepare(self) -> None:
@@ -162,17 +168,8 @@ class LayerStack:
             marks=self.marks,
             uuid=opened.uuid,
             descriptors=self.descriptors,
-            idmapped=self._is_idmapped(opened),
             override=Override.of_layer(opened.fd),
         )
-
-    def _is_idmapped(self, opened: _Opened) -> bool:
-        """Say whether *opened* lies on a mount that an engine may have idmapped for this union.
-
-        Only where ids are mapped, and in the first user namespace: in another nobody can
-        make such mounts, and one that is there has another purpose (systemd-homed(8), say).
-        """
-        return self._maps_ids and opened.mount_id in idmapped_mounts() and is_first_namespace()
 
     def _open_writable(self, upper: _Opened, work: _Opened, *, volatile: bool) -> None:
         if upper.stat.st_dev != work.stat.st_dev:
@@ -191,7 +188,6 @@ class LayerStack:
             marks=self.marks,
             uuid=upper.uuid,
             descriptors=self.descriptors,
-            idmapped=self._is_idmapped(upper),
             override=Override.of_layer(upper.fd, self._form),
         )
         self.work = WorkDirectory(work.path, work_fd, self.marks, volatile=volatile)

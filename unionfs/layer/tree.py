@@ -37,7 +37,6 @@ class Layer:
 
     __slots__ = (
         "descriptors",
-        "idmapped",
         "index",
         "inodes",
         "isolated",
@@ -59,15 +58,12 @@ class Layer:
         marks: Marks,
         uuid: bytes | None,
         descriptors: Descriptors,
-        idmapped: bool = False,
         override: Override | None = None,
     ) -> None:
         self.index = index
         self.path = path
         self.root_fd = root_fd
         self.isolated = isolated
-        #: Whether the kernel maps owners already, by what an engine has mounted for us.
-        self.idmapped = idmapped
         #: Where owners, modes and types are kept, if that is not in the inodes.
         self.override = override
         self.inodes = Inodes() if override is None else override

@@ -148,7 +148,7 @@ def get_xattr(tree: MergedTree, node: Node, name: bytes) -> bytes:
             fail(errno.ENODATA)  # the kernel asks before the first write to each file
     with tree.object(node) as target:
         value = os.getxattr(target, stored)
-    mapping = tree.owners.mapping_of(tree.layer_of(node))
+    mapping = tree.owners.mapping
     return value if mapping is None else mapping.shown_value(name, value)
 
 
@@ -168,7 +168,7 @@ async def set_xattr(
 ) -> None:
     """Set an attribute; waits while the object is copied up. EPERM for our own marks."""
     stored = _stored(tree, node, name)
-    mapping = tree.owners.mapping_of(tree.upper_layer)
+    mapping = tree.owners.mapping
     if mapping is not None:
         value = mapping.stored_value(name, value)
     with tree.object(node) as target:

@@ -46,7 +46,7 @@ def _copy_up_one_directory(tree: MergedTree, node: DirNode) -> None:
         os.mkdir(name, 0o700, dir_fd=work.fd)
         path = work.path_of(name)
         own = os.lstat(path)
-        copy_owner(tree, path, source.layer, status, own)
+        copy_owner(tree, path, status, own)
         copy_xattrs(tree, source.layer, xattrs.fd_path(source.fd()), path)
         mark_origin(tree, path, source.layer, _place(source))
         mark_protected(tree, node, path, source.fd())

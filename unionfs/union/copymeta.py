@@ -78,20 +78,12 @@ def set_owner(tree: MergedTree, target: bytes | int, uid: int | None, gid: int |
 
 
 def copy_owner(
-    tree: MergedTree,
-    target: bytes | int,
-    layer: Layer,
-    status: os.stat_result,
-    own: os.stat_result,
+    tree: MergedTree, target: bytes | int, status: os.stat_result, own: os.stat_result
 ) -> None:
-    """Give *target*, whose owner is *own*'s so far, the one that *status* has on *layer*.
-
-    Squashed ones stay the daemon's on disk.
-    """
+    """Give *target* the owner, which *own* has so far; squashed ones stay the daemon's on disk."""
     options = tree.options
-    uid, gid = tree.owners.crossing(layer).owner(status.st_uid, status.st_gid)
-    uid = own.st_uid if options.squash_to_uid is not None else uid
-    gid = own.st_gid if options.squash_to_gid is not None else gid
+    uid = own.st_uid if options.squash_to_uid is not None else status.st_uid
+    gid = own.st_gid if options.squash_to_gid is not None else status.st_gid
     if (uid, gid) == (own.st_uid, own.st_gid):
         return
     try:
@@ -118,7 +110,6 @@ def copy_xattrs(
 
     *source* is on *layer*; *names* are its attributes', if they were just read.
     """
-    crossing = tree.owners.crossing(layer)
     upper = tree.upper_layer
     for stored in xattrs.names(source, follow=True) if names is None else names:
         name = layer.marks.shown(stored)
@@ -129,7 +120,6 @@ def copy_xattrs(
         if value is None or kept is None:
             continue
         try:
-            value = crossing.value(name, value)
             xattrs.write(target, kept, value, follow=isinstance(target, int))
         except OSError as error:
             required = tree.acls and name in _ACLS

@@ -220,9 +220,8 @@ async def _copy_regular(
             else:
                 await _wait(node, copy_data, source, target, wanted)
             copy_flags(source, target)
-            layer = tree.layer_of(node)
-            copy_owner(tree, target, layer, status, own)
-            copy_xattrs(tree, layer, source, target, names)
+            copy_owner(tree, target, status, own)
+            copy_xattrs(tree, tree.layer_of(node), source, target, names)
             mark_protected(tree, node, target, source)
             if node.lower_place is not None:
                 mark_origin(tree, target, node.lower_place.layer, (source, b""))
@@ -280,10 +279,9 @@ def _copy_special(
         tree.upper_layer.inodes.make_special(work.fd, name, node.kind | 0o600, status.st_rdev)
     path = work.path_of(name)
     own = os.lstat(path)
-    layer = tree.layer_of(node)
-    copy_owner(tree, path, layer, status, own)
+    copy_owner(tree, path, status, own)
     with tree.object(node) as source:
-        copy_xattrs(tree, layer, source, path)
+        copy_xattrs(tree, tree.layer_of(node), source, path)
     if node.lower_place is not None:
         mark_origin(tree, path, node.lower_place.layer, (dirfd, lower_name))
     if not stat.S_ISLNK(node.kind):

@@ -21,7 +21,8 @@ from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from unionfs.layer.tree import Layer
+    from unionfs.fuse.interface import Caller
+    from unionfs.layer.stack import LayerStack
     from unionfs.options import IdRange, MountOptions
 
 #: What the kernel has where nobody changed it.
@@ -88,62 +89,25 @@ class Mapping:
         return capability.with_root(value, self.users.stored) if name == CAPABILITY else value
 
 
-class Crossing:
-    """Ids on the way from one layer to another: both may have them mapped, or one of them."""
-
-    __slots__ = ("_source", "_target")
-
-    def __init__(self, source: Mapping | None, target: Mapping | None) -> None:
-        self._source = source
-        self._target = target
-
-    def owner(self, uid: int, gid: int) -> tuple[int, int]:
-        """Return what the owner *uid*, *gid* of the one layer is on the other."""
-        if self._source is self._target:
-            return uid, gid
-        if self._source is not None:
-            uid, gid = self._source.users.shown(uid), self._source.groups.shown(gid)
-        if self._target is not None:
-            uid, gid = self._target.users.stored(uid), self._target.groups.stored(gid)
-        return uid, gid
-
-    def value(self, name: bytes, value: bytes) -> bytes:
-        """Return the same for an extended attribute."""
-        if self._source is self._target:
-            return value
-        if self._source is not None:
-            value = self._source.shown_value(name, value)
-        return value if self._target is None else self._target.stored_value(name, value)
-
-
 class Owners:
     """Who owns what: as the layers of a union have it, and as users see it."""
 
-    __slots__ = ("_mapping", "_options", "_upper", "as_stored")
+    __slots__ = ("_options", "_own", "as_stored", "mapping")
 
-    def __init__(self, options: MountOptions, upper: Layer | None) -> None:
+    def __init__(self, stack: LayerStack, options: MountOptions, own: tuple[int, int]) -> None:
         self._options = options
-        self._mapping = Mapping.of(options)
-        self._upper = upper
+        #: Of the daemon, who mounts.
+        self._own = own
+        #: How ids are shown, ``None`` where they are what they are. An engine that has idmapped
+        #: the lowers gives its mapping, too, and means one: what overlayfs would make of it.
+        self.mapping = None if stack.idmapped else Mapping.of(options)
         squashed = options.squash_to_uid, options.squash_to_gid
         #: Whether users see what layers have.
-        self.as_stored = self._mapping is None and squashed == (None, None)
+        self.as_stored = self.mapping is None and squashed == (None, None)
 
-    def mapping_of(self, layer: Layer | None) -> Mapping | None:
-        """Return how ids of *layer* are shown, ``None`` where they are what they are.
-
-        The kernel has mapped those of a mount that is idmapped already: an engine that makes
-        such mounts may give the mapping, too, and means one.
-        """
-        return None if layer is None or layer.idmapped else self._mapping
-
-    def crossing(self, layer: Layer) -> Crossing:
-        """Return what ids of *layer* are in the upper layer."""
-        return Crossing(self.mapping_of(layer), self.mapping_of(self._upper))
-
-    def shown(self, layer: Layer, uid: int, gid: int) -> tuple[int, int]:
-        """Return what users see of an owner on *layer*: squashed, or else mapped."""
-        mapping = self.mapping_of(layer)
+    def shown(self, uid: int, gid: int) -> tuple[int, int]:
+        """Return what users see of an owner: squashed, or else mapped."""
+        mapping = self.mapping
         if mapping is not None:
             uid, gid = mapping.users.shown(uid), mapping.groups.shown(gid)
         squash_to_uid, squash_to_gid = self._options.squash_to_uid, self._options.squash_to_gid
@@ -153,21 +117,35 @@ class Owners:
         )
 
     def stored_uid(self, uid: int) -> int:
-        """Return what a user that users see is in the upper layer; EOVERFLOW for nothing.
+        """Return what a user that users see is on disk; EOVERFLOW for nothing.
 
         Squashed ones are not stored, so that they need not be there.
         """
-        mapping = self.mapping_of(self._upper)
-        if mapping is None or self._options.squash_to_uid is not None:
+        if self.mapping is None or self._options.squash_to_uid is not None:
             return uid
-        return mapping.users.stored(uid)
+        return self.mapping.users.stored(uid)
 
     def stored_gid(self, gid: int) -> int:
         """Return the same for a group."""
-        mapping = self.mapping_of(self._upper)
-        if mapping is None or self._options.squash_to_gid is not None:
+        if self.mapping is None or self._options.squash_to_gid is not None:
             return gid
-        return mapping.groups.stored(gid)
+        return self.mapping.groups.stored(gid)
+
+    def maker(self, caller: Caller) -> Caller:
+        """Return *caller* by the ids that what it makes has on disk; EOVERFLOW without such.
+
+        The user who mounts need be no user of the mapping: engines put files into the root of
+        a container before they give them away.
+        """
+        if self.as_stored:
+            return caller
+        try:
+            uid, gid = self.stored_uid(caller.uid), self.stored_gid(caller.gid)
+        except OSError:
+            if (caller.uid, caller.gid) != self._own:
+                raise
+            return caller
+        return caller._replace(uid=uid, gid=gid)
 
 
 def _overflow_id(name: str) -> int:

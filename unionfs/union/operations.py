@@ -165,26 +165,18 @@ class UnionFS:
 
     # Names
 
-    def _maker(self, caller: Caller) -> Caller:
-        """Return *caller* by the ids that what it makes has on disk; EOVERFLOW without such."""
-        owners = self._tree.owners
-        if owners.as_stored:
-            return caller
-        uid, gid = owners.stored_uid(caller.uid), owners.stored_gid(caller.gid)
-        return caller._replace(uid=uid, gid=gid)
-
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
-        directory, maker = self._nodes.directory(parent), self._maker(caller)
+        directory, maker = self._nodes.directory(parent), self._tree.owners.maker(caller)
         return self._entry(*create.create_special(self._tree, directory, name, mode, rdev, maker))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        maker = self._maker(caller)
+        maker = self._tree.owners.maker(caller)
         return self._entry(*create.create_directory(self._tree, directory, name, mode, maker))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         directory = self._nodes.directory(parent)
-        maker = self._maker(caller)
+        maker = self._tree.owners.maker(caller)
         return self._entry(*create.create_symlink(self._tree, directory, name, target, maker))
 
     async def link(self, node: int, parent: int, name: bytes) -> Entry:
@@ -210,12 +202,16 @@ class UnionFS:
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        made = create.create_file(self._tree, directory, name, mode, self._maker(caller))
+        made = create.create_file(
+            self._tree, directory, name, mode, self._tree.owners.maker(caller)
+        )
         return self._created(*made, flags)
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, Opened]:
         directory = self._nodes.directory(parent)
-        made = create.create_nameless(self._tree, directory, mode, flags, self._maker(caller))
+        made = create.create_nameless(
+            self._tree, directory, mode, flags, self._tree.owners.maker(caller)
+        )
         return self._created(*made, flags)
 
     def _created(

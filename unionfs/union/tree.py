@@ -82,7 +82,7 @@ class MergedTree:
         self.freshness = Freshness(options)
         self.sieves = Sieves(self.freshness.lifetime)
         self.identity = Identity.of_process()
-        self.owners = Owners(options, stack.upper)
+        self.owners = Owners(stack, options, (self.identity.uid, self.identity.gid))
         layers = [layer for layer in (stack.upper, *stack.lowers) if layer is not None]
         #: Whether what inodes say is what is meant, on all layers.
         self._inodes_tell = all(layer.override is None for layer in layers)
@@ -351,7 +351,7 @@ class MergedTree:
             status = self.status(node)
         uid, gid = status.st_uid, status.st_gid
         if not self.owners.as_stored:
-            uid, gid = self.owners.shown(self.layer_of(node), uid, gid)
+            uid, gid = self.owners.shown(uid, gid)
         return Attr(node.ino, self._nlink(node, status), uid, gid, status)
 
     def _nlink(self, node: Node, status: os.stat_result) -> int:
