@@ -1,18 +1,25 @@
-"""A volume plugin on a store of the test's own, and an end for all that it mounts."""
+"""A volume plugin on a store of the test's own, or beside an engine; an end for its mounts."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import system
+from tests.engines.conftest import linked, need
+from tests.engines.docker import Docker
+from tests.engines.ground import Ground
+from tests.engines.images import busybox_tar
+from tests.engines.podman import Podman
 from tests.mounts import device_minor, mounted_below
 from tests.plugin.client import Client
+from tests.plugin.in_ground import SOCKET, Engine, PluginBeside
 from tests.plugin.process import PluginProcess
 from tests.watchdog import Watchdog
 from unionfs import registry
@@ -101,3 +108,76 @@ def ground(scratch: Path, watchdog: Watchdog) -> Iterator[PluginGround]:
             made.plugin.process.wait()
         for target in reversed(mounted_below(scratch)):
             system.umount(target, system.MNT_DETACH)
+
+
+#: How Podman is told of a plugin.
+_VOLUME_PLUGINS = """
+[engine.volume_plugins]
+unionfs = "{socket}"
+"""
+
+
+@pytest.fixture(scope="session")
+def docker_of_session() -> Iterator[Engine]:
+    """A dockerd with an image ``base``, and the plugin."""
+    need("dockerd", "tini", "busybox", "curl", Docker.CLIENT)
+    with closing(Ground()) as ground, closing(PluginBeside(ground)) as plugin:
+        plugin.start()
+        with closing(Docker(ground, linked(ground).parent)) as docker:
+            docker("import", str(busybox_tar(ground.base)), "base")
+            yield Engine(docker, plugin)
+
+
+def _podman(*, user: bool) -> Iterator[Engine]:
+    need("podman", "runc", "tini", "busybox", "curl")
+    with closing(Ground()) as ground:
+        podman = Podman(ground, linked(ground), user=user)
+        socket = str(podman.home / "plugin.sock") if user else SOCKET
+        settings = podman.home / "containers.conf"
+        settings.write_text(settings.read_text() + _VOLUME_PLUGINS.format(socket=socket))
+        with closing(PluginBeside(ground, socket, user=user)) as plugin:
+            plugin.start()
+            podman("import", str(busybox_tar(ground.base)), "base")
+            yield Engine(podman, plugin)
+
+
+@pytest.fixture(scope="session")
+def podman_of_session() -> Iterator[Engine]:
+    """Root's Podman with an image ``base``, and the plugin."""
+    yield from _podman(user=False)
+
+
+@pytest.fixture(scope="session")
+def rootless_of_session() -> Iterator[Engine]:
+    """An ordinary user's Podman with an image ``base``, and a plugin of this user's."""
+    need("newuidmap", "catatonit", "slirp4netns")
+    yield from _podman(user=True)
+
+
+@pytest.fixture
+def docker(docker_of_session: Engine) -> Iterator[Engine]:
+    """Docker and the plugin; all containers and volumes are removed after the test."""
+    yield docker_of_session
+    docker_of_session.clear()
+
+
+@pytest.fixture
+def podman(podman_of_session: Engine) -> Iterator[Engine]:
+    """Podman and the plugin, likewise."""
+    yield podman_of_session
+    podman_of_session.clear()
+
+
+@pytest.fixture
+def rootless(rootless_of_session: Engine) -> Iterator[Engine]:
+    """An ordinary user's Podman and plugin, likewise."""
+    yield rootless_of_session
+    rootless_of_session.clear()
+
+
+@pytest.fixture(params=["docker", "podman"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Docker and Podman in turn."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Engine)
+    return found

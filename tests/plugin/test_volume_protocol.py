@@ -110,6 +110,9 @@ def test_names_and_opts_that_are_none(ground: PluginGround) -> None:
     ("opts", "said"),
     [
         ({"color": "red"}, 'invalid option: "color"'),
+        ({"SIZE": "1m"}, 'invalid option: "SIZE"'),
+        ({"SIZE": "1m", "type": "tmpfs", "o": "uid=1"}, 'invalid option: "SIZE"'),
+        ({"from": "./here"}, "from=./here: give the absolute path of a directory"),
         ({"size": "1m"}, "the driver overlay cannot limit a volume; use --driver block"),
         ({"type": "nfs", "o": "addr=host"}, 'missing required option: "device"'),
         ({"from": "nothing"}, "from=nothing: no volume, image or directory"),
@@ -130,7 +133,9 @@ def test_one_that_is_there_with_other_options(ground: PluginGround) -> None:
 def test_in_memory(ground: PluginGround) -> None:
     """The limit holds, and what is there from the first use to the last."""
     client = ground.client
-    client.create("cache", type="tmpfs", device="tmpfs", o="size=1m,uid=7", SIZE="1m", UID="7")
+    client.create(
+        "cache", type="tmpfs", device="tmpfs", o="size=1m,uid=7", SIZE="1m", UID="7", NOQUOTA="true"
+    )
     place = client.mount("cache", "one")
     assert place.stat().st_uid == 7
     with pytest.raises(OSError, match="No space left"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from socket import socket
 from typing import Final
 
@@ -46,12 +47,17 @@ def _volume(store: Store, arguments: Arguments) -> None:
 
     # A process for each connection uses the store, and each opens it for itself.
     store.close()
+
+    def opened() -> AbstractContextManager[Store]:
+        return open_store(arguments, founds=True)
+
+    def owned() -> AbstractContextManager[Store]:
+        return open_store(arguments, as_owner=True, founds=True)
+
     _serve(
         arguments,
         _VOLUME_SOCKET,
-        lambda listener, supervisor: serve(
-            listener, supervisor, lambda: open_store(arguments, founds=True)
-        ),
+        lambda listener, supervisor: serve(listener, supervisor, opened, owned),
     )
 
 

@@ -22,15 +22,23 @@ from unionfs.store.volumes import Volumes
 
 #: Which storage driver keeps the volume; all other options are those of `unionfs volume create`.
 _DRIVER: Final = "driver"
-#: What Podman adds to the options, of what it has found in ``o``, where it stays.
+#: What Podman finds in ``o`` and gives in options of their own, too.
 _PODMANS: Final = frozenset({"SIZE", "INODES", "UID", "GID", "NOQUOTA", "TIMEOUT"})
+#: Those that it takes out of ``o``: they are for itself.
+_TAKEN_OUT: Final = frozenset({"NOQUOTA", "TIMEOUT"})
+
+
+#: Opens the store, in the process that uses it.
+Opened = Callable[[], AbstractContextManager[Store]]
 
 
 class Service(NamedTuple):
     """What the calls of one connection work with."""
 
-    opened: Callable[[], AbstractContextManager[Store]]
-    """Opens the store."""
+    opened: Opened
+    owned: Opened
+    """The same, as who may remove files of an ordinary user's subordinate users, too. It makes the
+    calling process that one: it can do nothing else after it."""
     engine: Engine
 
 
@@ -56,7 +64,9 @@ class Request(NamedTuple):
             return {}
         if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
             raise InvalidArgumentError("Opts: not an object of texts")
-        return {key: text for key, text in found.items() if key not in _PODMANS}
+        words = {word.partition("=")[0].upper() for word in found.get("o", "").split(",")}
+        copies = _PODMANS & (words | _TAKEN_OUT)
+        return {key: text for key, text in found.items() if key not in copies}
 
 
 Call = Callable[[Request], dict[str, Any]]
@@ -73,6 +83,8 @@ def _capabilities(_request: Request) -> dict[str, Any]:
 
 def _create(request: Request) -> dict[str, Any]:
     options = request.options()
+    if options.get("from", "").startswith("."):
+        raise InvalidArgumentError(f"from={options['from']}: give the absolute path of a directory")
     driver = options.pop(_DRIVER, None)
     with request.service.opened() as store:
         Volumes(store).create(request.text("Name"), driver=driver, options=options)
@@ -81,7 +93,7 @@ def _create(request: Request) -> dict[str, Any]:
 
 def _remove(request: Request) -> dict[str, Any]:
     name = request.text("Name")
-    with request.service.opened() as store:
+    with request.service.owned() as store:
         volumes = Volumes(store)
         try:
             volumes.remove(name)

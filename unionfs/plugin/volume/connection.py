@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import select
 import signal
@@ -71,6 +72,7 @@ class Connection(BaseHTTPRequestHandler):
         self.client_address = ("", 0)
         self._told = told
         self._service = service
+        self._user = os.geteuid()
 
     def answer(self) -> None:
         """Answer requests until the engine, silence or a signal ends the connection."""
@@ -115,6 +117,8 @@ class Connection(BaseHTTPRequestHandler):
         return CALLS[self.path]
 
     def _reply(self, status: HTTPStatus, body: Mapping[str, Any]) -> None:
+        if os.geteuid() != self._user:
+            self.close_connection = True  # see `Service.owned`
         text = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", _TYPE)

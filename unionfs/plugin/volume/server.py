@@ -14,17 +14,15 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from typing import Final, NoReturn
 
 from unionfs.errors import exit_status
 from unionfs.log import Log
 from unionfs.plugin.supervisor import ENDING, Supervisor
-from unionfs.plugin.volume.calls import Service
+from unionfs.plugin.volume.calls import Opened, Service
 from unionfs.plugin.volume.connection import Connection
 from unionfs.plugin.volume.engine import Engine
-from unionfs.store.store import Store
 from unionfs.store.volumes import Volumes
 
 #: Connections at once; others wait for one of these to end.
@@ -38,12 +36,12 @@ _PATIENCE: Final = 10.0
 
 log = Log("unionfs.plugin")
 
-#: Opens the store, in the process that uses it.
-Opened = Callable[[], AbstractContextManager[Store]]
 
+def serve(listener: socket.socket, supervisor: Supervisor, opened: Opened, owned: Opened) -> None:
+    """Answer what comes in on *listener* until *supervisor* is told to end.
 
-def serve(listener: socket.socket, supervisor: Supervisor, opened: Opened) -> None:
-    """Answer what comes in on *listener* until *supervisor* is told to end."""
+    *opened* and *owned* are what `Service` has.
+    """
     _settle(opened)
     children = _Children()
     supervisor.ready()
@@ -53,7 +51,7 @@ def serve(listener: socket.socket, supervisor: Supervisor, opened: Opened) -> No
         wanted = [supervisor.fileno()] if full else [supervisor.fileno(), listener.fileno()]
         patience = _LOOK_SOON if full else _LOOK if children else None
         if listener.fileno() in select.select(wanted, [], [], patience)[0]:
-            _accept(listener, children, opened)
+            _accept(listener, children, opened, owned)
     supervisor.stopping()
     listener.close()
     children.end(_PATIENCE)
@@ -69,7 +67,7 @@ def _settle(opened: Opened) -> None:
                 volumes.settle(volume.name)
 
 
-def _accept(listener: socket.socket, children: _Children, opened: Opened) -> None:
+def _accept(listener: socket.socket, children: _Children, opened: Opened, owned: Opened) -> None:
     """Take a connection, and give it a process; who gets none is hung up on, to try again."""
     try:
         connection, _ = listener.accept()
@@ -83,7 +81,8 @@ def _accept(listener: socket.socket, children: _Children, opened: Opened) -> Non
         try:
             pid = os.fork()
             if pid == 0:
-                _answer(listener, connection, opened, unblocked)
+                service = Service(opened, owned, Engine.of(connection))
+                _answer(listener, connection, service, unblocked)
             children.add(pid)
         except OSError as error:
             log.warning("no process for a connection: %s", error.strerror)
@@ -94,7 +93,7 @@ def _accept(listener: socket.socket, children: _Children, opened: Opened) -> Non
 def _answer(
     listener: socket.socket,
     connection: socket.socket,
-    opened: Opened,
+    service: Service,
     unblocked: Iterable[signal.Signals | int],
 ) -> NoReturn:
     """Answer all requests of *connection*, as the child of the fork."""
@@ -104,7 +103,7 @@ def _answer(
         # A signal to us lets a request that was begun come to its end.
         with Supervisor({}) as told:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            Connection(connection, told, Service(opened, Engine.of(connection))).answer()
+            Connection(connection, told, service).answer()
         status = 0
     except BaseException as error:  # noqa: BLE001 - of a fork nothing may escape upwards
         text = f"a connection failed: {exit_status(error)[1]}"
