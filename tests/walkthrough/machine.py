@@ -62,6 +62,7 @@ class Machine:
             self.ground.run("mount", "--bind", resolv_conf, "/etc/resolv.conf")
             self.plugin = PluginBeside(self.ground)
             stack.callback(self.plugin.close)
+            self.plugin.start()
             self.environment = {
                 "PATH": f"{programs}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
                 "UNIONFS_ROOT": str(self.plugin.root),

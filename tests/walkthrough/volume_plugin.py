@@ -60,11 +60,11 @@ def limits(lesson: Lesson) -> None:
 def restarts(lesson: Lesson) -> None:
     lesson.say("The plugin is killed and started again, while a container uses a volume.")
     lesson.start("user", "-v auto:/v base sleep 999")
-    machine = lesson.machine
-    machine.plugin.stop("KILL")
+    plugin = lesson.machine.plugin
+    plugin.stop("KILL")
     shown = lesson.engine("exec user sh -c 'echo more >>/v/file; cat /v/file'")
     lesson.check("the container goes on without it", shown, "kept\nmore")
-    machine.plugin.start()
+    plugin.start()
     shown = lesson.engine("run --rm -v auto:/v base cat /v/file")
     lesson.check("after it, others use the volume, too", shown, "kept\nmore")
     lesson.engine("volume rm auto", status=1)
