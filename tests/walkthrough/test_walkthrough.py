@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.container.runner import wait_for
 from tests.engines.test_ground import left_of
 from tests.mounts import REPOSITORY
 from tests.walkthrough.classroom import Classroom
@@ -30,10 +32,18 @@ def classroom() -> Iterator[Classroom]:
         yield made
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_part(classroom: Classroom, part: Part) -> None:
+@pytest.mark.parametrize(
+    ("part", "engine"),
+    [
+        pytest.param(part, engine, marks=marks, id=f"{part.name}-{engine}")
+        for engine, marks in (("podman", []), ("docker", [pytest.mark.slow]))
+        for part in PARTS
+        if engine in part.engines
+    ],
+)
+def test_part(classroom: Classroom, part: Part, engine: str) -> None:
     try:
-        assert classroom.hold(part, part.engines[0]) > 3
+        assert classroom.hold(part, engine) > 3
     except UnavailableError as reason:
         pytest.skip(str(reason))
 
@@ -93,6 +103,12 @@ def ground_base(scratch: Path) -> Iterator[Path]:
     while left := left_of(scratch) if list(scratch.iterdir()) else []:
         assert time.monotonic() < end, left
         time.sleep(0.05)
+
+
+def disks(base: Path) -> list[str]:
+    """The loop devices whose files are below *base*."""
+    files = Path("/sys/block").glob("loop*/loop/backing_file")
+    return [str(file) for file in files if str(base) in file.read_text()]
 
 
 def start(base: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
@@ -161,3 +177,37 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with Classroom(print) as classroom, pytest.raises(UnavailableError) as reason:
         classroom.hold(PARTS[0], "docker")
     assert str(reason.value) == "dockerd is not installed (package docker.io)"
+
+
+def test_the_page_lists_the_parts() -> None:
+    text = (REPOSITORY / "docs/walkthrough.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| (.*?) \|", text, re.MULTILINE)
+    listed = [(name, tuple(engines.lower().split(", "))) for name, engines in rows]
+    assert listed == [(part.name, part.engines) for part in PARTS]
+
+
+#: The command, with one part, which uses a volume on a block device.
+ON_A_DISK: Final = """
+from tests.walkthrough import __main__ as command, parts
+
+def part(lesson):
+    options = "--driver unionfs -o driver=block -o size=64m"
+    lesson.check("made", lesson.engine(f"volume create {options} disk"), "disk")
+    lesson.start("user", "-v disk:/v base sh -c 'echo >/v/file; sleep 999'")
+    lesson.host("sleep 99")
+
+command.PARTS = (parts.Part("part", "", part),)
+command.main()
+"""
+
+
+def test_a_kill_leaves_no_disks(ground_base: Path) -> None:
+    with start(ground_base, "-c", ON_A_DISK) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "user runs" in line:
+                break
+        assert disks(ground_base)
+        process.kill()
+        process.communicate(timeout=30)
+    wait_for(lambda: not disks(ground_base), 20)
