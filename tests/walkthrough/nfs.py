@@ -34,7 +34,7 @@ def run(lesson: Lesson) -> None:
     try:
         network(lesson)
         volume(lesson)
-        serve(lesson)
+        serve(lesson, ["first", "second"])
         clients(lesson)
         container(lesson)
     finally:
@@ -48,7 +48,7 @@ def run_volume(lesson: Lesson) -> None:
     try:
         network(lesson)
         volume(lesson)
-        serve(lesson)
+        serve(lesson, ["first", "second"])
         volume_of_the_server(lesson)
     finally:
         end(lesson)
@@ -90,7 +90,8 @@ def volume(lesson: Lesson) -> None:
     lesson.check("it is a union of ours", shown, FUSE)
 
 
-def serve(lesson: Lesson) -> None:
+def serve(lesson: Lesson, files: list[str]) -> None:
+    """Export the volume, which has *files*."""
     lesson.say("nfs-ganesha, a server that needs nothing of the kernel, exports it.")
     # They keep files in places of the machine's.
     places = "/run/ganesha /run/rpcbind /var/lib/nfs/ganesha"
@@ -99,12 +100,12 @@ def serve(lesson: Lesson) -> None:
     shown = lesson.host("grep Path ganesha.conf")
     lesson.check_that("the export is the volume", f"{PLACE}/export" in shown, shown)
     lesson.host("rpcbind -f -w >rpcbind.log 2>&1 & echo $! >rpcbind.pid")
-    files = "-L $PWD/ganesha.log -f $PWD/ganesha.conf -p $PWD/ganesha.pid"
-    lesson.host(f"ganesha.nfsd -F {files} >/dev/null 2>&1 &")
+    paths = "-L $PWD/ganesha.log -f $PWD/ganesha.conf -p $PWD/ganesha.pid"
+    lesson.host(f"ganesha.nfsd -F {paths} >/dev/null 2>&1 &")
     ask = f"{on(1)} nfs-ls '{url(3, '')}'"
     lesson.host(f"until {ask} >/dev/null 2>&1; do sleep 0.2; done", seconds=30)
     names = sorted(line.split()[-1] for line in lesson.host(ask).splitlines())
-    lesson.check("a client lists it", names, ["first", "second"])
+    lesson.check("a client lists it", names, files)
 
 
 def on(client: int) -> str:

@@ -1,0 +1,1 @@
+"""File handles of a union, and unions and volumes exported over NFS."""
