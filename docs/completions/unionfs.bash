@@ -33,8 +33,9 @@ _unionfs_options() {
   local last=${1##*,}
   local before=${1%"$last"} value=${last#*=}
   local names='lowerdir= lowerdir+= upperdir= workdir= ro rw volatile fsync= redirect_dir=
-    userxattr squash_to_root squash_to_uid= squash_to_gid= timeout= entry_timeout= negative_timeout=
-    attr_timeout= passthrough= placement= session= debug fsname=
+    userxattr squash_to_root squash_to_uid= squash_to_gid= uidmapping= gidmapping=
+    xattr_permissions= static_nlink noacl noxattrs= ino32_t
+    timeout= entry_timeout= negative_timeout= attr_timeout= passthrough= placement= session= debug fsname=
     allow_other noallow_other allow_root dev nodev suid nosuid exec noexec atime noatime
     strictatime nodiratime sync async dirsync'
   compopt -o nospace
@@ -42,6 +43,8 @@ _unionfs_options() {
     lowerdir=*) _unionfs_directories "${1%"${value##*:}"}" "${value##*:}" ;;
     lowerdir+=* | upperdir=* | workdir=*) _unionfs_directories "$before${last%%=*}=" "$value" ;;
     fsync=*) _unionfs_reply "${before}fsync=" -W '0 1' -- "$value" ;;
+    xattr_permissions=*) _unionfs_reply "${before}xattr_permissions=" -W '0 1 2' -- "$value" ;;
+    noxattrs=*) _unionfs_reply "${before}noxattrs=" -W '0 1' -- "$value" ;;
     redirect_dir=*) _unionfs_reply "${before}redirect_dir=" -W 'on off follow' -- "$value" ;;
     passthrough=*) _unionfs_reply "${before}passthrough=" -W 'auto on off' -- "$value" ;;
     placement=*) _unionfs_reply "${before}placement=" -W 'auto spread off' -- "$value" ;;

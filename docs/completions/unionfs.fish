@@ -38,6 +38,13 @@ function __unionfs_options --description 'Mount options'
                 "$before"'squash_to_root'\t'show root as the owner' \
                 "$before"'squash_to_uid='\t'show this owner' \
                 "$before"'squash_to_gid='\t'show this group' \
+                "$before"'uidmapping='\t'show user ids of layers as others' \
+                "$before"'gidmapping='\t'show group ids of layers as others' \
+                "$before"'xattr_permissions='\t'where owners and modes are kept: 0, 1 or 2' \
+                "$before"'static_nlink'\t'directories show one link' \
+                "$before"'noacl'\t'no POSIX ACLs' \
+                "$before"'noxattrs='\t'1: no extended attributes' \
+                "$before"'ino32_t'\t'inode numbers of 32 bits' \
                 "$before"'timeout='\t'seconds the kernel may remember names and attributes' \
                 "$before"'entry_timeout='\t'the same for names' \
                 "$before"'negative_timeout='\t'the same for names that are not there' \

@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__("plugin.moby.localhost", timeout=PATIENCE)
         self._path = str(path)
 
@@ -39,7 +39,7 @@ def connected(path: str | Path) -> socket.socket:
 class Client:
     """Calls the plugin at the socket *path*, on one connection as long as that is kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._connection = _UnixConnection(path)
 
     def ask(self, path: str, body: bytes = b"", *, method: str = "POST", **headers: str) -> Answer:

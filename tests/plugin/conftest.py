@@ -120,7 +120,7 @@ unionfs = "{socket}"
 @pytest.fixture(scope="session")
 def docker_of_session() -> Iterator[Engine]:
     """A dockerd with an image ``base``, and the plugin."""
-    need("dockerd", "tini", "busybox", "curl", Docker.CLIENT)
+    need("dockerd", "tini", "busybox", Docker.CLIENT)
     with closing(Ground()) as ground, closing(PluginBeside(ground)) as plugin:
         plugin.start()
         with closing(Docker(ground, linked(ground).parent)) as docker:
@@ -129,7 +129,7 @@ def docker_of_session() -> Iterator[Engine]:
 
 
 def _podman(*, user: bool) -> Iterator[Engine]:
-    need("podman", "runc", "tini", "busybox", "curl")
+    need("podman", "runc", "tini", "busybox")
     with closing(Ground()) as ground:
         podman = Podman(ground, linked(ground), user=user)
         socket = str(podman.home / "plugin.sock") if user else SOCKET

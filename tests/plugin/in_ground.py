@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from tests.container.runner import wait_for
 from tests.engines.docker import Docker
-from tests.engines.ground import Ground
-from tests.engines.ours import UNIONFS
+from tests.engines.ground import REPOSITORY, Ground
 from tests.engines.podman import Podman
 
 #: Where Docker finds it by its name.
 SOCKET: Final = "/run/docker/plugins/unionfs.sock"
+#: Asks from inside of the ground; the body of the answer.
+_ASK: Final = """
+import json, sys
+from tests.plugin.client import Client
+socket, path, body = sys.argv[1:]
+print(json.dumps(Client(socket).ask(path, body.encode()).body))
+"""
 
 
 class PluginBeside:
@@ -49,8 +56,8 @@ class PluginBeside:
 
     def ask(self, call: str, status: int | None = 0, **fields: str) -> str:
         """Make a call as an engine would; the answer as it is."""
-        curl = ["curl", "-s", "--unix-socket", self.socket, "-d", json.dumps(fields)]
-        return self.ground.run(*curl, f"http://plugin/{call}", status=status)
+        words = (self.socket, f"/{call}", json.dumps(fields))
+        return self.ground.run(sys.executable, "-c", _ASK, *words, status=status, cwd=REPOSITORY)
 
     def users(self, name: str) -> list[str]:
         """The ids that are counted for the volume *name*."""

@@ -57,6 +57,24 @@ def test_a_volume_of_containers_that_have_no_name_for_it(podman: Engine) -> None
     assert podman.plugin.names() == []
 
 
+def test_mounted_and_carried_away(podman: Engine) -> None:
+    """Podman's own verbs for the files of a volume."""
+    podman.create("one", type="tmpfs")
+    podman.create("two")
+    podman("volume", "mount", "one")
+    assert podman.plugin.users("one") == [ID]
+    assert podman.sh("one:/v", "echo here >/v/file; cat /v/file") == "here"
+    archive = podman.base / "one.tar"
+    podman("volume", "export", "one", "--output", str(archive))
+    podman("volume", "mount", "two")  # it asks for that itself, of other drivers' volumes
+    podman("volume", "import", "two", str(archive))
+    podman("volume", "unmount", "two")
+    assert podman.sh("two:/v", "cat /v/file") == "here"
+    podman("volume", "unmount", "one")
+    assert podman.plugin.users("one") == []
+    assert podman.plugin.mounted() == []
+
+
 def test_there_is_no_plugin(podman: Engine) -> None:
     """Podman says so; containers that have no such volume run."""
     podman.create("data")

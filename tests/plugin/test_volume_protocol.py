@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests import system
-from tests.container.runner import wait_for
+from tests.container.runner import make_image, wait_for
 from tests.plugin.client import Client, connected
 from tests.plugin.conftest import PluginGround
 from unionfs import registry
@@ -163,6 +163,18 @@ def test_a_directory_of_the_host(ground: PluginGround) -> None:
     ground.client.create("bind", type="none", o="bind", device=str(ground.base / "host"))
     (ground.client.mount("bind", "one") / "file").write_text("here")
     assert (ground.base / "host/file").read_text() == "here"
+
+
+def test_views_of_an_image(ground: PluginGround) -> None:
+    make_image(ground.root, "image")
+    client = ground.client
+    for name in ("one", "two"):
+        client.create(name, **{"from": "image"})
+        words = client.mount(name, "id") / "etc/words"
+        ground.guard()
+        assert words.read_text() == "of the image\n"
+        words.write_text("changed")
+        assert (words.parents[1] / "bin/sh").exists()
 
 
 def test_views(ground: PluginGround) -> None:
@@ -325,6 +337,30 @@ def test_what_is_mounted_lives_on(ground: PluginGround, killed: bool) -> None:
     client.unmount("view", "two")
     assert not registry.is_running(daemon)
     assert ground.mounted() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"type": "tmpfs"}, {"driver": "block", "size": "64m"}],
+    ids=["plain", "memory", "block"],
+)
+def test_what_is_no_union_lives_on(ground: PluginGround, options: dict[str, str]) -> None:
+    """Nor is what serves a block device the plugin."""
+    ground.client.create("vol", **options)
+    place = ground.client.mount("vol", "one")
+    (place / "file").write_bytes(bytes(8 << 20))
+    mounted = ground.mounted()
+    ground.restart(killed=True)
+    assert ground.mounted() == mounted
+    with (place / "file").open("rb+") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read() == bytes(8 << 20)
+        file.write(b"more")
+        os.fsync(file.fileno())
+    client = ground.connect()
+    assert client.mount("vol", "two") == place
+    client.unmount("vol", "one")
+    assert (place / "file").stat().st_size == (8 << 20) + 4
 
 
 def test_a_dead_mount_is_made_anew(ground: PluginGround) -> None:
