@@ -12,6 +12,7 @@ import pytest
 from unionfs import __version__, options, optwords
 from unionfs.cli import (
     diff,
+    fuse_overlayfs,
     image,
     ls,
     mount8,
@@ -100,6 +101,7 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
 @pytest.mark.parametrize(
     ("page", "grammars"),
     [
+        ("unionfs.1", [fuse_overlayfs._GRAMMAR]),
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
         ("unionfs-run.1", [run._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),

@@ -12,6 +12,7 @@ from typing import Any, Final
 from tests.container.runner import wait_for
 from tests.engines.docker import Docker
 from tests.engines.ground import REPOSITORY, Ground
+from tests.engines.ours import UNIONFS
 from tests.engines.podman import Podman
 
 #: Where Docker finds it by its name.

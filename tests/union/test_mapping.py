@@ -283,6 +283,7 @@ def test_capabilities_are_for_the_root_of_the_range(
     assert layers.upper is not None
     # As an engine puts it into an image: revision 2, which every program knows.
     assert os.getxattr(layers.upper / "program", "security.capability") == CAPABILITY_V2
+    assert capability.with_root(version_3, lambda _: 0) == CAPABILITY_V2
     elsewhere = capability.with_root(CAPABILITY_V2, lambda _: 7)
     found = attempt(os.setxattr, root / "program", "security.capability", elsewhere)
     assert found.error == "EOVERFLOW"

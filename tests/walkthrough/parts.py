@@ -32,12 +32,12 @@ ENGINES: Final = ("podman", "docker")
 #: What every part needs beside its engine's, each program with Debian's package.
 _GROUND: Final = {
     "busybox": "busybox-static",
-    "curl": "curl",
     "ip": "iproute2",
     "nsenter": "util-linux",
     "runc": "runc",
     "tini": "tini",
 }
+_CURL: Final = {"curl": "curl"}
 _NFS: Final = {
     "ganesha.nfsd": "nfs-ganesha",
     "/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so": "nfs-ganesha-vfs",
@@ -93,9 +93,9 @@ PARTS: Final = (
     Part("nfs-database", "three clients take from one stock", nfs_database.run, programs=_NFS),
     Part("nfs-volume", "a volume that is on a server", nfs.run_volume, programs=_NFS),
     Part("bridge", "networks of containers, and their names", network_bridge.run),
-    Part("host", "the host's network, and none", network_host.run),
+    Part("host", "the host's network, and none", network_host.run, programs=_CURL),
     Part("macvlan", "a container is a device of its own", network_macvlan.run),
-    Part("ports", "a port of the host leads into a container", network_ports.run),
+    Part("ports", "a port of the host leads into a container", network_ports.run, programs=_CURL),
     Part("volume-plugin", "what Docker asks of our volumes", volume_plugin.run, ("docker",)),
     Part("overlay-network", "one network over two hosts", network_overlay.run, ("docker",)),
 )
