@@ -33,7 +33,11 @@ def main() -> int:
         return 1
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
-    return _hold(plan)
+    try:
+        return _hold(plan)
+    except BrokenPipeError:  # who read it has gone: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _arguments() -> argparse.Namespace:

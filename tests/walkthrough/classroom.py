@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
-from tests.walkthrough.lesson import Lesson, UnavailableError
+from tests.walkthrough.lesson import CheckError, Lesson, UnavailableError
 from tests.walkthrough.machine import Machine
 from tests.walkthrough.parts import Part
 
@@ -23,12 +23,7 @@ class Classroom:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def machine(self, engine: str) -> Machine:
@@ -43,7 +38,14 @@ class Classroom:
         """Run *part*; how many checks it had. Raises `CheckError`, `UnavailableError`."""
         if missing := part.missing(engine):
             raise UnavailableError(missing)
-        machine = self.machine(engine)
+        try:
+            return self._hold(part, self.machine(engine))
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            # What is done beside the lesson, such as starting an engine.
+            self._write(f"    ✗ {error}")
+            raise CheckError("what the lesson needs is done") from error
+
+    def _hold(self, part: Part, machine: Machine) -> int:
         lesson = Lesson(machine, self._write)
         try:
             part.run(lesson)

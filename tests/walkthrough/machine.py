@@ -8,19 +8,17 @@ from typing import Any, Final
 
 from tests.engines.docker import Docker
 from tests.engines.ground import Ground
-from tests.engines.images import busybox_tar
 from tests.engines.ours import UNIONFS, linked
 from tests.engines.podman import Podman
-from tests.plugin.in_ground import SOCKET, PluginBeside
 
 #: Where commands are typed.
 PLACE: Final = "/run/course"
 
 _NAME_SERVER: Final = "nameserver 192.0.2.53\noptions timeout:1 attempts:1\n"
 #: Podman finds a plugin only if told where.
-_PLUGINS: Final = f"""
+_PLUGINS: Final = """
 [engine.volume_plugins]
-unionfs = "{SOCKET}"
+unionfs = "{socket}"
 """
 
 
@@ -44,6 +42,10 @@ class Machine:
     """
 
     def __init__(self, name: str, prompt: str = "") -> None:
+        # These need our package, which who only lists the parts need not have.
+        from tests.engines.images import busybox_tar  # noqa: PLC0415
+        from tests.plugin.in_ground import PluginBeside  # noqa: PLC0415
+
         self.name = name
         self.prompt = prompt
         with ExitStack() as stack:
@@ -53,13 +55,7 @@ class Machine:
             (programs / "unionfs").symlink_to(UNIONFS)
             (programs / "docker").symlink_to(Docker.CLIENT)
             self.directory = self.ground.base / "course"
-            self.directory.mkdir()
-            self.ground.run("mkdir", PLACE)
-            self.ground.run("mount", "--bind", str(self.directory), PLACE)
-            # No name server is reached from here, which is to be known at once.
-            (self.ground.base / "resolv.conf").write_text(_NAME_SERVER)
-            resolv_conf = str(self.ground.base / "resolv.conf")
-            self.ground.run("mount", "--bind", resolv_conf, "/etc/resolv.conf")
+            self._prepare()
             self.plugin = PluginBeside(self.ground)
             stack.callback(self.plugin.close)
             self.plugin.start()
@@ -70,6 +66,15 @@ class Machine:
             self.environment |= self._start(stack)
             self.shell(f"{name} import {busybox_tar(self.ground.base)} base")
             self._to_close = stack.pop_all()
+
+    def _prepare(self) -> None:
+        """Make the place of the course; let names that nobody knows be refused at once."""
+        self.directory.mkdir()
+        self.ground.run("mkdir", PLACE)
+        self.ground.run("mount", "--bind", str(self.directory), PLACE)
+        resolv_conf = self.ground.base / "resolv.conf"
+        resolv_conf.write_text(_NAME_SERVER)
+        self.ground.run("mount", "--bind", str(resolv_conf), "/etc/resolv.conf")
 
     def _start(self, stack: ExitStack) -> dict[str, str]:
         """Start the engine; the variables by which its command finds it."""
@@ -82,7 +87,7 @@ class Machine:
         podman = Podman(self.ground, programs / "fuse-overlayfs")
         self.storage = podman.root
         with (podman.home / "containers.conf").open("a") as settings:
-            settings.write(_PLUGINS)
+            settings.write(_PLUGINS.format(socket=self.plugin.socket))
         return podman.environment()
 
     def shell(self, script: str, **options: Any) -> str:

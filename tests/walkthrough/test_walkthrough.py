@@ -167,8 +167,30 @@ def test_the_options(tmp_path: Path) -> None:
         ["volumes", "docker"],
         ["tmpfs", "docker"],
     ]
+    assert "podman has none of: volume-plugin" in run(
+        tmp_path, *module, "--engine", "podman", "--part", "volume-plugin", status=2
+    )
     assert "invalid choice: 'no'" in run(tmp_path, *module, "--part", "no", status=2)
     assert "invalid choice: 'lxc'" in run(tmp_path, *module, "--engine", "lxc", status=2)
+
+
+def test_the_list_needs_no_environment() -> None:
+    """Nor a standard input."""
+    command = ["env", "-i", "PATH=/usr/bin:/bin", str(REPOSITORY / "scripts/walkthrough"), "--list"]
+    close: dict[str, Any] = {"preexec_fn": lambda: os.close(0)}
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=20, **close)
+    listed = [line.split()[0] for line in done.stdout.splitlines()]
+    assert listed == [part.name for part in PARTS]
+
+
+def test_an_engine_that_does_not_start_fails_its_parts(ground_base: Path) -> None:
+    program = ONE_FAILS.replace(
+        "command.PARTS =",
+        "from tests.engines import podman; podman.STORAGE_CONF += '[[['\ncommand.PARTS =",
+    )
+    out = run(ground_base, "-c", program, status=1)
+    summary = out.partition("==> the parts\n")[2].splitlines()
+    assert [line.split()[1] for line in summary] == ["FAILED:", "FAILED:"]
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
