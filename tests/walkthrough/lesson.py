@@ -36,6 +36,19 @@ class Lesson:
         #: How many checks there were.
         self.checks = 0
 
+    def need(self, there: bool, lacking: str) -> None:
+        """Raise `UnavailableError`, which says what is *lacking*, unless it is *there*."""
+        if not there:
+            raise UnavailableError(lacking)
+
+    def need_link(self, kind: str, options: str) -> None:
+        """Raise `UnavailableError` if this kernel makes no network devices of that *kind*."""
+        try_it = f"ip link add try0 {options} && ip link del try0"
+        self.machine.shell(try_it, status=None)
+        self.need(
+            self.machine.ground.status == 0, f"this kernel has no {kind}: {self.said.strip()}"
+        )
+
     def keep(self, name: str, value: str) -> None:
         """Let later commands call it ``$name``: paths of engines are long."""
         self.machine.environment[name] = value

@@ -15,6 +15,7 @@ def run(lesson: Lesson) -> None:
     """A container with a MAC address that its neighbours see."""
     wire(lesson)
     try:
+        lesson.need_link("macvlan", "link wire0 type macvlan")
         device_of_its_own(lesson)
     finally:
         lesson.machine.shell("ip netns del neighbour; ip link del wire0", status=None)

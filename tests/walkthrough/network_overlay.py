@@ -13,6 +13,7 @@ SERVE = "mkdir /www; hostname >/www/index.html; exec httpd -f -h /www"
 
 def run(lesson: Lesson) -> None:
     """Two dockerds, which are the nodes of a swarm."""
+    lesson.need_link("vxlan", "type vxlan id 42 dstport 4789")
     one = lesson.machine
     with closing(Machine("docker", "two ")) as two:
         one.prompt = "one "

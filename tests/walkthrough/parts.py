@@ -38,6 +38,7 @@ _GROUND: Final = {
     "tini": "tini",
 }
 _CURL: Final = {"curl": "curl"}
+_QEMU: Final = {"qemu-storage-daemon": "qemu-system-common", "qemu-img": "qemu-utils"}
 _NFS: Final = {
     "ganesha.nfsd": "nfs-ganesha",
     "/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so": "nfs-ganesha-vfs",
@@ -68,8 +69,10 @@ class Part:
 
     def missing(self, engine: str) -> str:
         """Why it cannot run here with *engine*; "" if it can."""
-        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            return "/dev/fuse is not there, or not for us"
+        try:
+            os.close(os.open("/dev/fuse", os.O_RDWR))
+        except OSError as error:
+            return f"/dev/fuse: {error.strerror}"
         for program, package in (_GROUND | _ENGINE[engine] | dict(self.programs)).items():
             if not (os.path.exists(program) if "/" in program else shutil.which(program)):
                 return f"{program} is not installed (package {package})"
@@ -87,7 +90,7 @@ PARTS: Final = (
         "storage-drivers",
         "one image and one test on three of them",
         storage_drivers.run,
-        programs={"qemu-storage-daemon": "qemu-system-common", "qemu-img": "qemu-utils"},
+        programs=_QEMU,
     ),
     Part("nfs", "a volume of a server with three clients", nfs.run, programs=_NFS),
     Part("nfs-database", "three clients take from one stock", nfs_database.run, programs=_NFS),
@@ -96,6 +99,12 @@ PARTS: Final = (
     Part("host", "the host's network, and none", network_host.run, programs=_CURL),
     Part("macvlan", "a container is a device of its own", network_macvlan.run),
     Part("ports", "a port of the host leads into a container", network_ports.run, programs=_CURL),
-    Part("volume-plugin", "what Docker asks of our volumes", volume_plugin.run, ("docker",)),
+    Part(
+        "volume-plugin",
+        "what Docker asks of our volumes",
+        volume_plugin.run,
+        engines=("docker",),
+        programs=_QEMU,
+    ),
     Part("overlay-network", "one network over two hosts", network_overlay.run, ("docker",)),
 )

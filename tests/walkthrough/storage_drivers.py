@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from typing import Final, NamedTuple
@@ -40,6 +41,7 @@ class Figures(NamedTuple):
 
 def run(lesson: Lesson) -> None:
     """Import, start, change."""
+    lesson.need(os.path.exists("/dev/loop-control"), "this kernel has no loop devices")
     archive(lesson)
     expected = in_engine(lesson)
     overlay = in_store(lesson, "overlay", expected)

@@ -193,6 +193,15 @@ def test_an_engine_that_does_not_start_fails_its_parts(ground_base: Path) -> Non
     assert [line.split()[1] for line in summary] == ["FAILED:", "FAILED:"]
 
 
+def test_what_the_kernel_lacks_is_named(classroom: Classroom) -> None:
+    def lacking(lesson: Lesson) -> None:
+        lesson.need_link("veth", "type veth")
+        lesson.need_link("nothing", "type nothing")
+
+    with pytest.raises(UnavailableError, match=r"^this kernel has no nothing: .*Unknown"):
+        classroom.hold(Part("lacking", "", lacking), "podman")
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     there = shutil.which
     monkeypatch.setattr("shutil.which", lambda name: None if name == "dockerd" else there(name))
