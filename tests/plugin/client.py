@@ -36,6 +36,12 @@ def connected(path: str | Path) -> socket.socket:
     return made
 
 
+def request(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
+    """A request as it is sent."""
+    lines = [f"POST {path} HTTP/{version}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
 class Client:
     """Calls the plugin at the socket *path*, on one connection as long as that is kept."""
 

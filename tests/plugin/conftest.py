@@ -78,6 +78,11 @@ class PluginGround:
         assert record is not None
         return record
 
+    def hang_up(self) -> None:
+        """End all connections."""
+        for one in self._clients:
+            one.close()
+
     def close(self) -> None:
         """Remove all volumes as the engine would, and see that nothing is left over."""
         if self.plugin.process.poll() is not None:
@@ -88,8 +93,7 @@ class PluginGround:
                 client.unmount(name, holder)
             client.remove(name)
         assert self.mounted() == []
-        for one in self._clients:
-            one.close()
+        self.hang_up()
         assert self.plugin.end() == 0
         assert not self.socket.exists()
         assert self.log.read_text() == ""
@@ -103,6 +107,7 @@ def ground(scratch: Path, watchdog: Watchdog) -> Iterator[PluginGround]:
         yield made
         made.close()
     finally:
+        made.hang_up()
         if made.plugin.process.poll() is None:
             os.killpg(made.plugin.process.pid, signal.SIGKILL)
             made.plugin.process.wait()

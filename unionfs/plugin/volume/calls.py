@@ -127,12 +127,7 @@ def _unmount(request: Request) -> dict[str, Any]:
     """Count the id once less; one that is not known has been forgotten, and is done with."""
     name, holder = request.text("Name"), request.text("ID")
     with request.service.opened() as store, contextlib.suppress(NotFoundError):
-        volumes = Volumes(store)
-        uses = volumes.uses(volumes.find(name))
-        # Those that are mounted somewhere are not engines'.
-        found = [use for use in uses if use.holder == holder and not use.target]
-        if found:
-            volumes.release(found[-1].id)
+        Volumes(store).release_held(name, holder)
     return {}
 
 

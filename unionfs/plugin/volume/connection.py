@@ -83,8 +83,8 @@ class Connection(BaseHTTPRequestHandler):
             signal.setitimer(signal.ITIMER_REAL, _ARRIVAL)
             try:
                 self.handle_one_request()
-            except ConnectionError as error:
-                log.debug("an engine has hung up: %s", error)
+            except (ConnectionError, TimeoutError) as error:
+                log.debug("an engine has hung up, or is to be: %s", error)
                 return
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -105,10 +105,11 @@ class Connection(BaseHTTPRequestHandler):
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.ExitStack() as undo:
             status, body = _outcome(call, Request(self._service, fields, undo))
+            if status is not HTTPStatus.OK:
+                undo.close()
             # Who has hung up does not know that it was done, and will not undo it.
             self._reply(status, body)
-            if status is HTTPStatus.OK:
-                undo.pop_all()
+            undo.pop_all()
 
     def _call(self) -> Call:
         """Return what the path stands for. Raises `_RefusedError`."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Final, NoReturn
 
-from unionfs.errors import exit_status
+from unionfs.errors import UnionError, exit_status
 from unionfs.log import Log
 from unionfs.plugin.supervisor import ENDING, Supervisor
 from unionfs.plugin.volume.calls import Opened, Service
@@ -63,8 +63,12 @@ def _settle(opened: Opened) -> None:
         volumes = Volumes(store)
         used = volumes.in_use()
         for volume in volumes.all():
-            if volume.name not in used:
+            if volume.name in used:
+                continue
+            try:
                 volumes.settle(volume.name)
+            except (UnionError, OSError) as error:
+                log.warning("%s: could not be unmounted: %s", volume.name, exit_status(error)[1])
 
 
 def _accept(listener: socket.socket, children: _Children, opened: Opened, owned: Opened) -> None:
