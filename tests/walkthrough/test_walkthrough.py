@@ -105,12 +105,6 @@ def ground_base(scratch: Path) -> Iterator[Path]:
         time.sleep(0.05)
 
 
-def disks(base: Path) -> list[str]:
-    """The loop devices whose files are below *base*."""
-    files = Path("/sys/block").glob("loop*/loop/backing_file")
-    return [str(file) for file in files if str(base) in file.read_text()]
-
-
 def start(base: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-P", *arguments],
@@ -225,6 +219,8 @@ def part(lesson):
     options = "--driver unionfs -o driver=block -o size=64m"
     lesson.check("made", lesson.engine(f"volume create {options} disk"), "disk")
     lesson.start("user", "-v disk:/v base sh -c 'echo >/v/file; sleep 999'")
+    shown = lesson.engine("exec user grep -o '^/dev/.* /v ' /proc/mounts")
+    lesson.check_that("it is on a disk", "/dev/loop" in shown, shown)
     lesson.host("sleep 99")
 
 command.PARTS = (parts.Part("part", "", part),)
@@ -236,9 +232,13 @@ def test_a_kill_leaves_no_disks(ground_base: Path) -> None:
     with start(ground_base, "-c", ON_A_DISK) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "user runs" in line:
+            if found := re.match(r" +/dev/(loop\d+) ", line):
                 break
-        assert disks(ground_base)
+        else:
+            pytest.fail("the volume is on no disk")
+        attached = Path("/sys/block", found[1], "loop")
+        number = attached.stat().st_ino
         process.kill()
         process.communicate(timeout=30)
-    wait_for(lambda: not disks(ground_base), 20)
+    # Its number may be another's by then.
+    wait_for(lambda: not attached.exists() or attached.stat().st_ino != number, 20)
