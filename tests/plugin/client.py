@@ -32,7 +32,11 @@ def connected(path: str | Path) -> socket.socket:
     """A connection to the socket at *path*, with nothing said yet."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     made.settimeout(PATIENCE)
-    made.connect(str(path))
+    try:
+        made.connect(str(path))
+    except OSError:
+        made.close()
+        raise
     return made
 
 

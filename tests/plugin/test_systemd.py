@@ -13,7 +13,7 @@ import pytest
 
 from tests.container.runner import wait_for
 from tests.mounts import REPOSITORY
-from tests.plugin.client import Client
+from tests.plugin.client import Client, connected
 from unionfs.cli import plugin
 
 UNITS = REPOSITORY / "docs/systemd"
@@ -74,6 +74,15 @@ def test_systemd_understands_them(scratch: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody can connect; systemd has made the socket before it listens."""
+    try:
+        connected(path).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
+
+
 @pytest.mark.needs_root
 def test_the_first_engine_that_asks_starts_it(scratch: Path) -> None:
     if shutil.which("systemd-socket-activate") is None:
@@ -87,7 +96,7 @@ def test_the_first_engine_that_asks_starts_it(scratch: Path) -> None:
             stderr=log,
         )
     try:
-        wait_for(path.exists)
+        wait_for(lambda: listens(path))
         client = Client(path)
         client.create("data")
         assert client.names() == ["data"]
