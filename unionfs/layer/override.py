@@ -5,13 +5,15 @@ homes on NFS): each file and directory belongs to who runs the engine and carrie
 and the attribute says what it is. Its value is ``UID:GID:MODE[:TYPE]``, the mode octal, the
 type one of ``file``, ``dir``, ``symlink``, ``pipe``, ``socket``, ``block-MAJOR-MINOR`` and
 ``char-MAJOR-MINOR`` (containers/storage, pkg/idtools). What is not a regular file nor a
-directory is then a regular file on the disk, but for symbolic links.
+directory is then a regular file on the disk, but for symbolic links: these are such on the disk,
+and where the attribute cannot be on them have their owner in the inode.
 
 A layer is kept so when its root has the attribute, by one of three names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -182,12 +184,10 @@ class Override:
     def _change(
         self, target: bytes | int, *, uid: int = -1, gid: int = -1, mode: int = -1, follow: bool
     ) -> None:
-        """Record what is not -1.
-
-        What cannot have the attribute, a symbolic link, stays what it is.
-        """
+        """Record what is not -1."""
         status = os.stat(target, follow_symlinks=follow or isinstance(target, int))
         if self._plain_only and not _is_plain(status):
+            _change_inode(target, uid, gid, mode, follow=follow)
             return
         before = self._read(target, status, follow=follow) or _of(status)
         after = Recorded(
@@ -218,6 +218,18 @@ class Override:
 def _of(status: os.stat_result) -> Recorded:
     """Return what would be recorded of an object that is what it is on the disk."""
     return Recorded(status.st_uid, status.st_gid, status.st_mode, status.st_rdev)
+
+
+def _change_inode(target: bytes | int, uid: int, gid: int, mode: int, *, follow: bool) -> None:
+    """Change what cannot have the attribute: a symbolic link, or a device that really is one.
+
+    An owner that cannot be given is left as it is: who unpacks an archive gives one to each link.
+    """
+    if mode >= 0:
+        os.chmod(target, mode)
+    else:
+        with contextlib.suppress(PermissionError):
+            os.chown(target, uid, gid, follow_symlinks=follow)
 
 
 def _is_plain(status: os.stat_result) -> bool:
