@@ -1,5 +1,5 @@
-# Shared by scripts/try and scripts/test, which source it: the packages of the
-# system and the virtual environment that both need. Safe to run again; what is
+# Shared by the other scripts, which source it: the packages of the
+# system and the virtual environment that they need. Safe to run again; what is
 # there already is left alone.
 # shellcheck shell=bash
 
@@ -9,7 +9,7 @@ VENV=$ROOT/.venv
 # What is built against, what the command calls, and what the tests work with.
 PACKAGES=(
   aardvark-dns acl attr btrfs-progs buildah busybox-static ca-certificates catatonit containerd
-  containernetworking-plugins crun dbus debootstrap docker.io e2fsprogs fuse-overlayfs fuse3 gcc
+  containernetworking-plugins crun curl dbus debootstrap docker.io e2fsprogs fuse-overlayfs fuse3 gcc
   git groff-base iproute2 iptables libc6-dev libcap2-bin libfuse3-dev libnfs-utils netavark
   nfs-common nfs-ganesha nfs-ganesha-vfs nftables pkg-config podman procps python3 python3-dev
   python3-venv qemu-system-common qemu-utils rpcbind runc skopeo slirp4netns systemd tini uidmap

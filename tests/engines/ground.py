@@ -77,8 +77,9 @@ class Ground:
         #: A directory on a disk, the same inside and outside.
         self.base = Path(tempfile.mkdtemp(prefix="unionfs-engine-", dir=place))
         self.base.chmod(0o755)
-        #: Of the last command.
+        #: Of the last command: what it said on standard error, and its exit status.
         self.said = ""
+        self.status = 0
         self._keeper = subprocess.Popen(
             [sys.executable, "-S", __file__, str(self.base)],
             stdin=subprocess.PIPE,
@@ -144,8 +145,8 @@ class Ground:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
-        found = process.returncode
-        assert status in (None, found), f"{' '.join(argv)}: {found}\n{out}\n{self.said}"
+        self.status = process.returncode
+        assert status in (None, self.status), f"{' '.join(argv)}: {self.status}\n{out}\n{self.said}"
         return out
 
     def mountinfo(self) -> list[list[str]]:
@@ -209,6 +210,31 @@ def _kill_all(cgroup: Path) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
+def _processes(cgroup: Path) -> list[str]:
+    with contextlib.suppress(OSError):  # it is gone
+        return (cgroup / "cgroup.procs").read_text().split()
+    return []
+
+
+def _disks(name: str) -> set[str]:
+    """The loop devices that processes of the ground *name* see mounted."""
+    numbers: set[str] = set()
+    for directory, _, _ in os.walk(hierarchies()[0] / name):
+        for pid in _processes(Path(directory)):
+            with contextlib.suppress(OSError):  # it has ended
+                mounts = Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
+                numbers.update(line.split()[2].decode() for line in mounts)
+    links = [f"/sys/dev/block/{number}" for number in numbers if number.startswith("7:")]
+    return {f"/dev/{os.path.basename(os.path.realpath(link))}" for link in links}
+
+
+def _give_back(disks: set[str]) -> None:
+    """Let loop devices go with their last mount."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        for disk in disks:
+            subprocess.run(["losetup", "--detach", disk], check=False, timeout=10)
+
+
 def _make_host_files(base: Path) -> None:
     """What is shown in place of the host's: more users, and devices that are everyone's."""
     added = {
@@ -253,11 +279,16 @@ def _keep(base: Path) -> None:
             start_new_session=True,
             preexec_fn=lambda: _join(base.name),  # noqa: PLW1509 - no threads here
         )
+        before = None
         try:
-            sys.stdout.write(f"{_first_process(inside)}\n")
+            first = _first_process(inside)
+            before = _disks(base.name)  # the host's
+            sys.stdout.write(f"{first}\n")
             sys.stdout.flush()
             sys.stdin.read()
         finally:
+            if before is not None:
+                _give_back(_disks(base.name) - before)
             inside.kill()
             inside.wait()
     finally:

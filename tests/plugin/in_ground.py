@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.container.runner import wait_for
-from tests.engines.conftest import UNIONFS
 from tests.engines.docker import Docker
 from tests.engines.ground import REPOSITORY, Ground
+from tests.engines.ours import UNIONFS
 from tests.engines.podman import Podman
 
 #: Where Docker finds it by its name.
