@@ -110,7 +110,9 @@ def test_a_container_over_an_image(engine: Engine, name: str) -> None:
         ls /data /etc/words
         test -e /moved/old || echo hidden
     """
-    said = engine.run("one", f"{script} 2>&1; {ASK_ROOT}", "--rm", snapshotter=name).splitlines()
+    said = engine.run(
+        "one", f"exec 2>&1; {script}{ASK_ROOT}", "--rm", snapshotter=name
+    ).splitlines()
     assert said[:3] == ["second", "new", "new"]
     assert said[3:6] == [
         "ls: /data: No such file or directory",
@@ -137,7 +139,9 @@ def test_ctr_snapshots(engine: Engine) -> None:
     snapshots("prepare", "key", top)
     command = snapshots("mounts", str(place), "key")
     assert command.startswith("mount -t fuse3.unionfs overlay ")
-    engine.ground.run("sh", "-c", command, environment={"PATH": engine.ctr.path})
+    # mount(8) has a PATH of its own, without the program that is tested.
+    helper = command.replace("mount -t fuse3.unionfs", "mount.fuse3") + " -t unionfs"
+    engine.ground.run("sh", "-c", helper, environment={"PATH": engine.ctr.path})
     engine.ground.run("sh", "-c", f"cd {place}; cat data/new; echo changed >etc/words; rm data/new")
     assert "mounted" in snapshots("commit", "name", "key", status=1) + engine.ctr.said
     engine.ground.run("umount", str(place))
@@ -254,7 +258,7 @@ def test_a_broken_layer_leaves_nothing(engine: Engine) -> None:
     broken = archive(member("file", data=b"whole"))[:600] + b"\xff" * 1000
     path = image_file(engine.ground.base / "broken.tar", "broken", engine.base, broken)
     engine.ctr("images", "import", "--snapshotter=unionfs", str(path), status=1)
-    assert "unpack" in engine.ctr.said
+    assert "failed to extract layer" in engine.ctr.said
     engine.clear()
 
 
