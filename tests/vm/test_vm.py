@@ -25,7 +25,7 @@ def test_a_command_is_run_as_given(vm: Run) -> None:
     assert done.returncode == 7, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:6] == ["<a  b>", "<>", "<c'\"$x>", "<--keep>", "<ü", ">"]
-    assert lines[6].startswith("unionfs ")
+    assert lines[6].startswith("unionfs: version ")
     assert lines[7:] == ["1"] * 5 + ["/dev/null", "/unionfs"]
     assert done.stderr == "said\n"
 
