@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: Seconds for a test to end by itself.
 LIMIT, SLOW_LIMIT = 90, 600
 #: For machines that end by themselves when their time is up.
-VM_LIMIT = 4000
+VM_LIMIT = 7500
 
 Mount = Callable[..., Any]
 
