@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Seconds for a test to end by itself.
 LIMIT, SLOW_LIMIT = 90, 600
+#: For machines that end by themselves when their time is up.
+VM_LIMIT = 7500
 
 Mount = Callable[..., Any]
 
@@ -62,6 +64,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--thorough",
         action="store_true",
         help="an hour more: every driver 128 deep, killed at three times as many points",
+    )
+
+    parser.addoption(
+        "--vm", action="store_true", help="what takes long in virtual machines, too: an hour more"
     )
 
 
@@ -98,15 +104,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs root where there is none."""
+    """Skip what needs root where there is none, and what is only run when it is asked for."""
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         pytest.skip("needs root")
+    both = item.get_closest_marker("vm") and item.get_closest_marker("slow")
+    if both and not item.config.getoption("--vm"):
+        pytest.skip("takes long in a virtual machine: scripts/test --vm runs it")
 
 
 @pytest.fixture(autouse=True)
 def limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Interrupt a test that waits for what never comes."""
     default = SLOW_LIMIT if request.node.get_closest_marker("slow") else LIMIT
+    if request.node.get_closest_marker("vm"):
+        default = VM_LIMIT
     seconds = int(os.environ.get("UNIONFS_TEST_LIMIT", default))
 
     def expire(_signal: int, _frame: FrameType | None) -> None:

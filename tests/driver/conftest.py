@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver.drivers import KITS, Ground, home_of, offer_example
+from tests.driver.drivers import KITS, Ground, home_of, offer_example, ready
 from tests.watchdog import Watchdog
 
 
@@ -20,8 +20,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(params=KITS)
 def ground(request: pytest.FixtureRequest, scratch: Path, watchdog: Watchdog) -> Iterator[Ground]:
     """One driver with an empty home."""
-    kit = KITS[request.param]
-    with home_of(kit, scratch) as home:
+    with ready(KITS[request.param], scratch) as kit, home_of(kit, scratch) as home:
         made = Ground(kit, home, watchdog)
         yield made
         made.close()

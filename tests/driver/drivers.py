@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import system
+from tests.driver.pools import pool
 from tests.mounts import REPOSITORY, device_minor
 from tests.watchdog import Watchdog
 from unionfs.driver.api import Driver
@@ -36,6 +37,8 @@ class Kit(NamedTuple):
     loses: tuple[str, ...] = ()
     #: Whether each snapshot takes as much as its whole tree.
     whole: bool = False
+    #: Whether it works on a thin pool, which is made for each test.
+    pool: bool = False
 
 
 #: By the name that tests show. Each is made to work here or skipped by name.
@@ -44,6 +47,7 @@ KITS: dict[str, Kit] = {
     "overlay-kernel": Kit("overlay", {"mounter": "kernel"}, loses=("file.nlink", "holes")),
     "block-ext4": Kit("block", {"size": "1G"}, overhead=4 << 20),
     "block-xfs": Kit("block", {"size": "1G", "fs": "xfs"}, overhead=8 << 20),
+    "block-thin": Kit("block", {"size": "1G", "engine": "thin"}, overhead=8 << 20, pool=True),
     "reflink-xfs": Kit("reflink", mkfs="mkfs.xfs -q -m reflink=1", overhead=1 << 16),
     "reflink-btrfs": Kit("reflink", mkfs="mkfs.btrfs -q", overhead=1 << 16),
     "example": Kit("copy", whole=True),
@@ -60,6 +64,16 @@ def offer_example(site: Path) -> None:
     (about / "entry_points.txt").write_text("[unionfs.drivers]\ncopy = copydriver:CopyDriver\n")
     shutil.copy(EXAMPLE, site)
     sys.path.append(str(site))
+
+
+@contextlib.contextmanager
+def ready(kit: Kit, scratch: Path) -> Iterator[Kit]:
+    """Give *kit* with what its options name."""
+    if not kit.pool:
+        yield kit
+        return
+    with pool(scratch) as path:
+        yield kit._replace(options={**kit.options, "thinpool": path})
 
 
 @contextlib.contextmanager

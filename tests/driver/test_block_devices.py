@@ -226,7 +226,7 @@ def test_a_capture_that_fails_is_undone(blocks: Blocks, monkeypatch: pytest.Monk
 def test_an_image_without_a_row_is_removed(blocks: Blocks) -> None:
     """The removal of a file may be lost with the power, when that of its row is not."""
     blocks.driver.prepare("kept")
-    image = Path(Qcow2Engine(str(blocks.home)).image(4711))
+    image = Path(Qcow2Engine(str(blocks.home), {}).image(4711))
     image.write_bytes(b"of nobody")
     assert blocks.driver.cleanup() == ["device 4711"]
     assert not image.exists()

@@ -471,7 +471,7 @@ def test_captured_while_it_is_not_mounted(blocks: Blocks) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"engine": "thick"}, "engine=thick: it is qcow2"),
+        ({"engine": "thick"}, "engine=thick: it is qcow2 or thin"),
         ({"fs": "fat"}, "fs=fat: it is ext4 or xfs"),
         ({"size": "big"}, "size=big: not a size"),
         ({"size": "1k"}, "size=1k: ext4 has 16M at least"),

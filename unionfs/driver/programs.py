@@ -23,6 +23,8 @@ _PACKAGES: Final = {
     "fsfreeze": "util-linux",
     "mount": "mount",
     "cp": "coreutils",
+    "dmsetup": "dmsetup",
+    "thin_delta": "thin-provisioning-tools",
 }
 _END_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 #: Seconds after which a program that should be quick is taken to hang.
@@ -71,6 +73,8 @@ def run(arguments: Sequence[str], *, place: str = "/") -> str:
     if done.returncode != 0:
         require(_END_WITH_US[0], arguments[0])
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        if len(said) > 1 and said[-1].startswith("Command failed"):
+            del said[-1]  # what dmsetup says after the reason
         last = said[-1] if said else f"exit status {done.returncode}"
         raise ProgramError(
             f"{arguments[0]}: {last.removeprefix(arguments[0] + ': ')}", done.returncode

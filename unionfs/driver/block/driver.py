@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Self
 
 from unionfs import sizes
@@ -17,12 +17,17 @@ from unionfs.driver.block import blockdev, devices, filesystem
 from unionfs.driver.block.devices import Devices
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.qcow2 import Qcow2Engine
+from unionfs.driver.block.thin import ThinEngine
 from unionfs.driver.lifecycle import SnapshotDriver
 from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
 from unionfs.errors import FaultyError, InvalidArgumentError, NotFoundError, UsageError
 from unionfs.reserve import Reserve
 
-_ENGINES: Final[dict[str, type[Qcow2Engine]]] = {"qcow2": Qcow2Engine}
+#: By name: the engine, and the options that are its own and that it needs.
+_ENGINES: Final[dict[str, tuple[type[Qcow2Engine | ThinEngine], frozenset[str]]]] = {
+    "qcow2": (Qcow2Engine, frozenset()),
+    "thin": (ThinEngine, frozenset({"thinpool"})),
+}
 _DEFAULT_SIZE: Final = "10G"
 _LINK: Final = "device"
 _SECTOR: Final = 4096
@@ -36,9 +41,10 @@ class BlockDriver(SnapshotDriver):
         quota=True, live_snapshot=True, needs_root=True
     )
     options: ClassVar[Mapping[str, str]] = {
-        "engine": "qcow2 (the default): what makes the devices",
+        "engine": "qcow2 (the default) or thin: what makes the devices",
         "fs": "ext4 (the default) or xfs: the file system in new devices",
         "size": f"the limit of a snapshot that is told none, {_DEFAULT_SIZE} by default",
+        "thinpool": "the pool of engine=thin: /dev/mapper/NAME",
     }
     schema: ClassVar[tuple[str, ...]] = (devices.SCHEMA,)
 
@@ -58,9 +64,7 @@ class BlockDriver(SnapshotDriver):
 
     @classmethod
     def configure(cls, home: str, metadata: Metadata, options: Mapping[str, str]) -> Self:
-        engine = _ENGINES.get(options.get("engine", "qcow2"))
-        if engine is None:
-            raise UsageError(f"engine={options['engine']}: it is {' or '.join(_ENGINES)}")
+        engine = cls._engine(home, options)
         fs = options.get("fs", "ext4")
         if fs not in filesystem.KINDS:
             raise UsageError(f"fs={fs}: it is {' or '.join(filesystem.KINDS)}")
@@ -70,7 +74,21 @@ class BlockDriver(SnapshotDriver):
         smallest = filesystem.KINDS[fs].minimum
         if size < smallest:
             raise UsageError(f"size={options['size']}: {fs} has {smallest >> 20}M at least")
-        return cls(home, metadata, engine=engine(home), fs=fs, size=size)
+        return cls(home, metadata, engine=engine(), fs=fs, size=size)
+
+    @staticmethod
+    def _engine(home: str, options: Mapping[str, str]) -> Callable[[], Engine]:
+        """Return what makes the engine that *options* name, with all that it needs."""
+        name = options.get("engine", "qcow2")
+        if name not in _ENGINES:
+            raise UsageError(f"engine={name}: it is {' or '.join(_ENGINES)}")
+        engine, needed = _ENGINES[name]
+        for other, (_, own) in _ENGINES.items():
+            for option in own & options.keys() - needed:
+                raise UsageError(f"{option}: only with engine={other}")
+        for option in needed - options.keys():
+            raise UsageError(f"engine={name}: needs {option}=")
+        return lambda: engine(home, options)
 
     def _limit(self, size: int | None, parent: Snapshot | None) -> int | None:
         limit = super()._limit(size, parent) or self._size

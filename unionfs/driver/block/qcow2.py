@@ -36,7 +36,7 @@ _LEAKED: Final = 3
 class Qcow2Engine(Engine):
     """Images in the directory *home*."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, options: Mapping[str, str]) -> None:
         programs.require(export.DAEMON, "qemu-img")
         self._images = os.path.join(home, "images")
         self._templates = os.path.join(home, "templates")

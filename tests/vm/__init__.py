@@ -1,0 +1,7 @@
+"""Throw-away virtual machines: `scripts/vm`, and the tests that need another kernel than ours.
+
+- `__main__`: the command; `machine`: one guest, from its start to its end;
+- `kernel`, `root`: what is booted, made of Debian's packages, and `initramfs`, what finds it;
+- `cargo`: the checkout and the command, as the guest gets them; `cache`: what is made once;
+- ``guest/init``, ``guest/start``: the two scripts that run in it before the command.
+"""

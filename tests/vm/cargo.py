@@ -1,0 +1,55 @@
+"""What a guest is told and given at each boot: a tar on a disk, which ``guest/init`` unpacks.
+
+It has this checkout, the working tree as it is, and in ``.vm`` what to do:
+
+    argv    the command, each argument ended by a zero byte
+    term    the kind of the terminal, where it is a shell instead
+    keep    there if the disks are used again: then they are unmounted at the end
+"""
+
+from __future__ import annotations
+
+import compileall
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.mounts import REPOSITORY
+
+#: What is of no use to a guest, by name, wherever it is.
+_LEFT_OUT = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+
+
+def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
+    """Write the tar *path*, with the command *argv* (none: a shell)."""
+    # The guest has the same Python, and is slow at compiling.
+    for directory in ("unionfs", "tests"):
+        compileall.compile_dir(REPOSITORY / directory, quiet=2)
+    with tarfile.open(path, "w") as tar:
+        tar.add(REPOSITORY, ".", filter=_useful)
+        if argv:
+            _add(
+                tar,
+                "argv",
+                b"".join(word.encode(errors="surrogateescape") + b"\0" for word in argv),
+            )
+        else:
+            _add(tar, "term", os.environ.get("TERM", "dumb").encode())
+        if keep:
+            _add(tar, "keep", b"")
+
+
+def _useful(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    if _LEFT_OUT.intersection(Path(member.name).parts):
+        return None
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(f".vm/{name}")
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

@@ -1,0 +1,73 @@
+"""Debian's packages, fetched and unpacked without being installed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.vm.errors import CannotError
+
+MIRROR = "http://deb.debian.org/debian"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+#: Seconds for one program.
+PATIENCE = 900
+
+
+def run(arguments: Sequence[str], *, place: Path | None = None) -> str:
+    """Run a program; return its output. Raises `CannotError` with what it said last."""
+    try:
+        done = subprocess.run(
+            list(arguments),
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CannotError(f"{arguments[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise CannotError(f"{arguments[0]}: not done after {PATIENCE} seconds") from error
+    if done.returncode != 0:
+        last = "\n".join(done.stdout.strip().splitlines()[-5:])
+        raise CannotError(f"{arguments[0]} failed:\n{last}")
+    return done.stdout
+
+
+def release() -> str:
+    """The name of the release that runs here."""
+    for line in Path("/etc/os-release").read_text().splitlines():
+        name, _, value = line.partition("=")
+        if name == "VERSION_CODENAME":
+            return value.strip('"')
+    raise CannotError("/etc/os-release names no VERSION_CODENAME: Debian is expected")
+
+
+def fetch(meta: str, suite: str, work: Path) -> Path:
+    """Download the package that *meta* of *suite* depends on first, into *work*.
+
+    Apt gets directories of its own and no list of what is installed: it only downloads.
+    """
+    (work / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+    for directory in ("lists/partial", "archives/partial"):
+        (work / directory).mkdir(parents=True)
+    settings = {
+        "Dir::Etc::SourceList": work / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": work / "lists",
+        "Dir::State::Status": "/dev/null",
+        "Dir::Cache": work,
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    run(["apt-get", *options, "-q", "update"])
+    depends = run(["apt-cache", *options, "depends", "--important", meta])
+    package = depends.split("Depends:")[1].split()[0]
+    run(["apt-get", *options, "-q", "download", package], place=work)
+    (found,) = work.glob("*.deb")
+    return found

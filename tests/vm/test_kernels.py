@@ -1,0 +1,64 @@
+"""The union on other kernels than this machine's: what they have, and the core suite on each."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.vm import kernel
+from tests.vm.conftest import Run
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.vm]
+
+#: docs/kernels.md has this as a table.
+HAVE = {
+    "6.1": {
+        "fuse": "7.38",
+        "passthrough": False,
+        "no open": True,
+        "no opendir": True,
+        "idmapped mounts": False,
+        "xattr whiteouts": False,
+    },
+    "6.12": {
+        "fuse": "7.41",
+        "passthrough": True,
+        "no open": True,
+        "no opendir": True,
+        "idmapped mounts": True,
+        "xattr whiteouts": True,
+    },
+}
+
+#: The whole of them takes an hour, interpreted.
+CORE = ("tests/union", "tests/fuse", "tests/layer")
+
+
+@pytest.mark.parametrize("name", kernel.SUITES)
+def test_what_a_kernel_has(vm: Run, name: str) -> None:
+    done = vm("--kernel", name, "--", "python", "-m", "tests.vm.offers")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told.pop("release").startswith(f"{name}.")
+    assert told == HAVE[name]
+
+
+def test_the_union_without_passthrough(vm: Run) -> None:
+    """Where the kernel serves no files itself, everything else is as it was."""
+    some = ("tests/union/test_lookup.py", "-k", "opaque or whiteout", "--subject", "device")
+    done = vm("--kernel", "6.1", "--", "pytest", "-q", "-p", "no:cacheprovider", *some)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "passed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kernel.SUITES)
+def test_the_core_suite(vm: Run, name: str) -> None:
+    words = ("--kernel", name, "--memory", "2048", "--", "pytest", "-q", "-rs")
+    done = vm(*words, *CORE, *_OURS, seconds=7200)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+#: The sessions that every kernel has, without what takes long even on the CPU itself.
+_OURS = ("-p", "no:cacheprovider", "-m", "not slow", "--subject", "device", "--subject", "openless")

@@ -1,0 +1,80 @@
+"""What `scripts/vm` promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vm import kernel
+from tests.vm.conftest import Run, run_vm
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.vm]
+
+#: Tells its arguments, and what a guest has.
+_TELLS = r"""
+printf '<%s>\n' "$@"
+unionfs --version
+for module in dm_thin_pool overlay fuse nfs nfsd; do grep -c "^$module " /proc/modules; done
+readlink /proc/self/fd/0; pwd
+echo said >/dev/stderr
+exit 7
+"""
+
+
+def test_a_command_is_run_as_given(vm: Run) -> None:
+    done = vm("--", "sh", "-c", _TELLS, "sh", "a  b", "", "c'\"$x", "--keep", "ü\n")
+    assert done.returncode == 7, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:6] == ["<a  b>", "<>", "<c'\"$x>", "<--keep>", "<ü", ">"]
+    assert lines[6].startswith("unionfs: version ")
+    assert lines[7:] == ["1"] * 5 + ["/dev/null", "/unionfs"]
+    assert done.stderr == "said\n"
+
+
+def test_power_is_cut_and_the_disk_is_booted_again(vm: Run, machine: str) -> None:
+    write = (
+        "mkfs.ext4 -q /dev/vdb && mount /dev/vdb /mnt && echo old >/mnt/synced && sync /mnt/synced"
+        " && echo here we are >/dev/console && sleep 300"
+    )
+    kept = ("--machine", machine)
+    done = vm(*kept, "--disk", "300M", "--crash-after", "here we are", "--", "sh", "-c", write)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    done = vm(*kept, "--", "sh", "-c", "mount /dev/vdb /mnt && cat /mnt/synced; dmesg | grep vdb")
+    assert done.stdout.startswith("old\n")
+    assert "recovery complete" in done.stdout, "it was no power cut"
+
+
+@pytest.mark.slow
+def test_a_command_that_ends_before_the_cut(vm: Run, machine: str) -> None:
+    done = vm("--machine", machine, "--crash-after", "never", "--", "true")
+    assert done.returncode == 125
+    assert "ended before the console showed b'never'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kernel.SUITES)
+def test_kernels(vm: Run, name: str) -> None:
+    done = vm("--kernel", name, "--", "uname", "-r", seconds=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{name}."), done.stderr
+
+
+@pytest.mark.slow
+def test_a_panic_is_not_the_commands_status(vm: Run) -> None:
+    done = vm("--", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    assert done.returncode == 125
+    assert "ended before its command" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kernel", "2.4", "--", "true"), "2.4: a kernel is 6.1 or 6.12"),
+        (("--memory", "99999999", "--", "true"), "MB of memory are free"),
+        (("--machine", "../up", "--", "true"), "not a name"),
+        (("--shell",), "no terminal"),
+    ],
+)
+def test_what_cannot_be_is_said(vm: Run, words: tuple[str, ...], said: str) -> None:
+    done = run_vm(*words)
+    assert done.returncode == 125
+    assert said in done.stderr
