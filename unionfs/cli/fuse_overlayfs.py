@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs.cli import usage
 from unionfs.cli.arguments import Grammar, scan
-from unionfs.cli.main import FUSE_OVERLAYFS as NAME
 from unionfs.cli.output import complain, printable
 from unionfs.errors import UnionError, UsageError, exit_status
 from unionfs.mount import mount
@@ -33,7 +32,7 @@ def run(argv: list[str]) -> int:
     try:
         return _run(argv)
     except (UnionError, OSError) as error:
-        complain([exit_status(error)[1]], program=NAME)
+        complain([exit_status(error)[1]], program=usage.FUSE_OVERLAYFS_NAME)
         return 1
 
 
@@ -48,7 +47,8 @@ def _run(argv: list[str]) -> int:
     if not arguments.positionals:
         raise UsageError("no mountpoint specified")
     parsed = parse_options(
-        ["fsname=" + NAME, *arguments.values.get("o", [])], as_fuse_overlayfs=True
+        ["fsname=" + usage.FUSE_OVERLAYFS_NAME, *arguments.values.get("o", [])],
+        as_fuse_overlayfs=True,
     )
     for word in (*arguments.unknown, *parsed.ignored):
         print(printable(f"unknown argument ignored: {word}"), file=sys.stderr)

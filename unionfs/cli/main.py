@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: Called by one of these names, the program follows mount(8)'s contract for its helpers.
 MOUNT8_NAMES = ("mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
-#: Called by this one, it follows the contract of the program that container engines run.
-FUSE_OVERLAYFS = "fuse-overlayfs"
 
 #: Commands that have a module of their name, whose ``run`` takes the words after it.
 _MODULES = frozenset({"umount", "ls", "diff", "run", "snapshot", "image", "volume", "plugin"})
@@ -67,7 +65,7 @@ def _called_as(program: str, arguments: list[str]) -> Callable[[], int] | None:
         from unionfs.cli import mount8
 
         return lambda: mount8.run(program, arguments)
-    if program == FUSE_OVERLAYFS:
+    if program == usage.FUSE_OVERLAYFS_NAME:
         from unionfs.cli import fuse_overlayfs
 
         return lambda: fuse_overlayfs.run(arguments)

@@ -6,6 +6,8 @@ from unionfs import __version__
 
 VERSION = f"unionfs: version {__version__}"
 
+#: Called by this name, the program follows the contract of the one that container engines run.
+FUSE_OVERLAYFS_NAME = "fuse-overlayfs"
 #: Of fuse-overlayfs's options those of 2.0.0 are taken; engines show this text.
 FUSE_OVERLAYFS_VERSION = f"fuse-overlayfs: version 2.0.0 (unionfs {__version__})"
 
