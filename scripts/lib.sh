@@ -12,7 +12,7 @@ PACKAGES=(
   containernetworking-plugins crun dbus debootstrap docker.io e2fsprogs fuse-overlayfs fuse3 gcc
   git groff-base iproute2 iptables libc6-dev libcap2-bin libfuse3-dev libnfs-utils netavark
   nfs-common nfs-ganesha nfs-ganesha-vfs nftables pkg-config podman procps python3 python3-dev
-  python3-venv qemu-system-common qemu-utils rpcbind runc skopeo slirp4netns tini uidmap
+  python3-venv qemu-system-common qemu-utils rpcbind runc skopeo slirp4netns systemd tini uidmap
   util-linux xfsprogs zstd
 )
 

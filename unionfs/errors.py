@@ -5,6 +5,7 @@
     ├── LayerError        32  a layer that cannot be used
     ├── MountError        32  the mount itself failed
     ├── CommandError      125 or more: what `unionfs run` could not run
+    ├── PluginError       1   a plugin that cannot have its socket
     └── StoreError        1   a snapshot, an image or a volume
         ├── NotFoundError             there is none of that name
         ├── AlreadyExistsError        the name is taken
@@ -59,6 +60,12 @@ class CommandError(UnionError):
     def __init__(self, exit_code: int, line: str) -> None:
         super().__init__(line)
         self.exit_code = exit_code
+
+
+class PluginError(UnionError):
+    """A plugin cannot have the socket that it is to serve."""
+
+    exit_code = 1
 
 
 class StoreError(UnionError):

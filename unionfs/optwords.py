@@ -74,14 +74,17 @@ class _Reader:
         """Take one option; `UsageError` when it cannot be taken."""
         if key in MOUNT_WORDS and value is None:
             self.words[MOUNT_WORDS[key]] = key
-        elif key in (_FLAGS if value is None else _VALUED) or not self._may_be_left(key):
+        elif self._is_ours(key, value):
             self._own(key, value)
         elif key not in _IGNORED and not key.startswith(("x-", "X-")):
             self.unknown(key, value)
 
-    def _may_be_left(self, key: str) -> bool:
-        """Say whether *key*, with or without a value as it was given, may be none of ours."""
-        return self.as_fuse_overlayfs or (key not in _FLAGS and key not in _VALUED)
+    def _is_ours(self, key: str, value: str | None) -> bool:
+        """Say whether *key* is to be taken as an option of ours, or refused as one."""
+        if self.as_fuse_overlayfs:
+            # There it is another, and unknown, that lacks a value or has one.
+            return key in (_FLAGS if value is None else _VALUED)
+        return key in _FLAGS or key in _VALUED
 
     def _own(self, key: str, value: str | None) -> None:
         if key in _FLAGS:

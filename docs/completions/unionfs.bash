@@ -33,8 +33,9 @@ _unionfs_options() {
   local last=${1##*,}
   local before=${1%"$last"} value=${last#*=}
   local names='lowerdir= lowerdir+= upperdir= workdir= ro rw volatile fsync= redirect_dir=
-    userxattr squash_to_root squash_to_uid= squash_to_gid= timeout= entry_timeout= negative_timeout=
-    attr_timeout= passthrough= placement= session= debug fsname=
+    userxattr squash_to_root squash_to_uid= squash_to_gid= uidmapping= gidmapping=
+    xattr_permissions= static_nlink noacl noxattrs= ino32_t
+    timeout= entry_timeout= negative_timeout= attr_timeout= passthrough= placement= session= debug fsname=
     allow_other noallow_other allow_root dev nodev suid nosuid exec noexec atime noatime
     strictatime nodiratime sync async dirsync'
   compopt -o nospace
@@ -42,6 +43,8 @@ _unionfs_options() {
     lowerdir=*) _unionfs_directories "${1%"${value##*:}"}" "${value##*:}" ;;
     lowerdir+=* | upperdir=* | workdir=*) _unionfs_directories "$before${last%%=*}=" "$value" ;;
     fsync=*) _unionfs_reply "${before}fsync=" -W '0 1' -- "$value" ;;
+    xattr_permissions=*) _unionfs_reply "${before}xattr_permissions=" -W '0 1 2' -- "$value" ;;
+    noxattrs=*) _unionfs_reply "${before}noxattrs=" -W '0 1' -- "$value" ;;
     redirect_dir=*) _unionfs_reply "${before}redirect_dir=" -W 'on off follow' -- "$value" ;;
     passthrough=*) _unionfs_reply "${before}passthrough=" -W 'auto on off' -- "$value" ;;
     placement=*) _unionfs_reply "${before}placement=" -W 'auto spread off' -- "$value" ;;
@@ -268,6 +271,24 @@ _unionfs_volume() {
   esac
 }
 
+# _unionfs_plugin PREVIOUS ARGUMENT: the words after "plugin".
+_unionfs_plugin() {
+  if ((COMP_CWORD == 2)); then
+    _unionfs_reply '' -W 'volume' -- "$2"
+    return
+  fi
+  case $1:$2 in
+    --root:*) _unionfs_directories '' "$2" ;;
+    --driver:*) _unionfs_reply '' -W 'overlay block reflink' -- "$2" ;;
+    --socket:*)
+      compopt -o filenames
+      _unionfs_reply '' -f -- "$2"
+      ;;
+    --storage-opt:*) ;;
+    *) _unionfs_reply '' -W '--socket --root --driver --storage-opt --help' -- "$2" ;;
+  esac
+}
+
 _unionfs() {
   local piece=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT}
   local argument=${line##*[[:blank:]]} command=${COMP_WORDS[1]-}
@@ -294,6 +315,10 @@ _unionfs() {
     _unionfs_volume "$previous" "$argument"
     return
   fi
+  if [[ $command == plugin ]] && ((COMP_CWORD > 1)); then
+    _unionfs_plugin "$previous" "$argument"
+    return
+  fi
   case $command:$previous in
     umount:* | ls:*) ;;
     *:-o | *:--options)
@@ -306,7 +331,7 @@ _unionfs() {
       ;;
   esac
   if ((COMP_CWORD == 1)) && [[ $argument != -* ]]; then
-    _unionfs_reply '' -W 'mount umount ls diff run snapshot image volume' -- "$argument"
+    _unionfs_reply '' -W 'mount umount ls diff run snapshot image volume plugin' -- "$argument"
   fi
   case $command:$argument in
     umount:-*) _unionfs_reply '' -W '--lazy --help --version' -- "$argument" ;;

@@ -38,6 +38,13 @@ function __unionfs_options --description 'Mount options'
                 "$before"'squash_to_root'\t'show root as the owner' \
                 "$before"'squash_to_uid='\t'show this owner' \
                 "$before"'squash_to_gid='\t'show this group' \
+                "$before"'uidmapping='\t'show user ids of layers as others' \
+                "$before"'gidmapping='\t'show group ids of layers as others' \
+                "$before"'xattr_permissions='\t'where owners and modes are kept: 0, 1 or 2' \
+                "$before"'static_nlink'\t'directories show one link' \
+                "$before"'noacl'\t'no POSIX ACLs' \
+                "$before"'noxattrs='\t'1: no extended attributes' \
+                "$before"'ino32_t'\t'inode numbers of 32 bits' \
                 "$before"'timeout='\t'seconds the kernel may remember names and attributes' \
                 "$before"'entry_timeout='\t'the same for names' \
                 "$before"'negative_timeout='\t'the same for names that are not there' \
@@ -57,7 +64,7 @@ function __unionfs_command --description 'Whether the command is one of the argu
 end
 
 function __unionfs_mounting --description 'Whether a union is being mounted'
-    not __unionfs_command umount ls diff run snapshot image volume
+    not __unionfs_command umount ls diff run snapshot image volume plugin
 end
 
 complete --command unionfs --no-files
@@ -69,6 +76,7 @@ complete --command unionfs --condition __fish_use_subcommand --arguments run --d
 complete --command unionfs --condition __fish_use_subcommand --arguments snapshot --description 'Keep trees on top of one another'
 complete --command unionfs --condition __fish_use_subcommand --arguments image --description 'Bring images in and out'
 complete --command unionfs --condition __fish_use_subcommand --arguments volume --description 'Keep files that outlive who uses them'
+complete --command unionfs --condition __fish_use_subcommand --arguments plugin --description 'Serve container engines by a socket'
 complete --command unionfs --short-option h --long-option help --description 'Print a summary'
 complete --command unionfs --short-option V --long-option version --description 'Print the version'
 
@@ -98,9 +106,9 @@ end
 
 complete --command unionfs --condition __unionfs_snapshot_verb --arguments 'prepare view commit capture mount umount mounts release rm ls info usage diff label cleanup'
 complete --command unionfs --condition '__unionfs_command snapshot; and not __unionfs_snapshot_verb' --arguments '(__unionfs_keys) (__fish_complete_directories)'
-complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
-complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
-complete --command unionfs --condition '__unionfs_command snapshot image volume' --long-option storage-opt --require-parameter --description 'Option of the driver'
+complete --command unionfs --condition '__unionfs_command snapshot image volume plugin' --long-option root --require-parameter --arguments '(__fish_complete_directories)' --description 'The store'
+complete --command unionfs --condition '__unionfs_command snapshot image volume plugin' --long-option driver --require-parameter --arguments overlay --description 'The storage driver'
+complete --command unionfs --condition '__unionfs_command snapshot image volume plugin' --long-option storage-opt --require-parameter --description 'Option of the driver'
 complete --command unionfs --condition '__unionfs_command snapshot volume' --long-option label --require-parameter --description 'Label'
 complete --command unionfs --condition '__unionfs_command snapshot' --long-option size --require-parameter --description 'Limit of the tree'
 complete --command unionfs --condition '__unionfs_command snapshot volume' --long-option lazy --short-option l --description 'Detach it though it is in use'
@@ -135,6 +143,14 @@ complete --command unionfs --condition '__unionfs_command volume' --short-option
 complete --command unionfs --condition '__unionfs_command volume' --long-option id --require-parameter --description 'Who uses it'
 complete --command unionfs --condition '__unionfs_command volume' --long-option options --require-parameter --description 'Mount options'
 complete --command unionfs --condition '__unionfs_command volume' --long-option compression --require-parameter --arguments 'gzip zstd none' --description 'Of the archive'
+
+function __unionfs_plugin_verb --description 'Whether the name of the plugin is to come'
+    test (count (commandline --tokenize --current-process --cut-at-cursor)) -eq 2
+    and __unionfs_command plugin
+end
+
+complete --command unionfs --condition __unionfs_plugin_verb --arguments 'volume'
+complete --command unionfs --condition '__unionfs_command plugin' --long-option socket --require-parameter --force-files --description 'Where engines ask'
 
 complete --command unionfs --condition '__unionfs_command run' --arguments '(unionfs image ls -q 2>/dev/null) (__fish_complete_path)'
 complete --command unionfs --condition '__unionfs_command run' --long-option rm --description 'Remove the layer at the end'

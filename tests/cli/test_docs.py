@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 from unionfs import __version__, options, optwords
-from unionfs.cli import diff, image, ls, mount8, mount_command, run, snapshot, umount, usage, volume
+from unionfs.cli import (
+    diff,
+    fuse_overlayfs,
+    image,
+    ls,
+    mount8,
+    mount_command,
+    plugin,
+    run,
+    snapshot,
+    umount,
+    usage,
+    volume,
+)
 from unionfs.cli.arguments import Grammar
 from unionfs.fuse import SESSION_NAMES
 
@@ -21,6 +34,7 @@ PAGES = [
     "unionfs-snapshot.1",
     "unionfs-image.1",
     "unionfs-volume.1",
+    "unionfs-plugin.1",
     "mount.unionfs.8",
 ]
 COMPLETIONS = ["unionfs.bash", "_unionfs", "unionfs.fish"]
@@ -67,6 +81,8 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         "snapshot",
         "image",
         "volume",
+        "plugin",
+        *plugin.VERBS,
         *volume.VERBS,
         *snapshot.VERBS,
         *image.VERBS,
@@ -75,18 +91,23 @@ def test_completions_offer_every_option_that_a_person_gives(name: str) -> None:
         assert word in names(text)
     for flag in run._GRAMMAR.aliases.keys() | {"rm", "tmpfs", "entrypoint", "hostname", "name"}:
         assert flag in names(text)
-    for flag in ("lazy", "json", "foreground", "debug", "verbose", "session", "help", "version"):
+    for flag in (
+        *("lazy", "json", "foreground", "debug", "verbose", "session", "help", "version"),
+        "socket",
+    ):
         assert flag in names(text)
 
 
 @pytest.mark.parametrize(
     ("page", "grammars"),
     [
+        ("unionfs.1", [fuse_overlayfs._GRAMMAR]),
         ("unionfs.1", [mount_command._GRAMMAR, umount._GRAMMAR, ls._GRAMMAR, diff._GRAMMAR]),
         ("unionfs-run.1", [run._GRAMMAR]),
         ("unionfs-snapshot.1", [verb.grammar for verb in snapshot.VERBS.values()]),
         ("unionfs-image.1", [verb.grammar for verb in image.VERBS.values()]),
         ("unionfs-volume.1", [verb.grammar for verb in volume.VERBS.values()]),
+        ("unionfs-plugin.1", [verb.grammar for verb in plugin.VERBS.values()]),
         ("mount.unionfs.8", [mount8._GRAMMAR]),
     ],
 )
@@ -165,6 +186,9 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["unionfs ", "volume ", "create ", "--opt ", "t"], ["type="]),
         (["unionfs ", "volume ", "backup ", "--compression ", "z"], ["zstd"]),
         (["unionfs ", "volume ", "umount ", "da"], ["data"]),
+        (["unionfs ", "plugin ", "v"], ["volume"]),
+        (["unionfs ", "plugin ", "volume ", "--s"], ["--socket", "--storage-opt"]),
+        (["unionfs ", "plugin ", "volume ", "--socket ", "da"], ["data"]),
         (["unionfs ", "data ", "da"], ["data"]),
     ],
 )

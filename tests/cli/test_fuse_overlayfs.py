@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.conftest import PATIENCE, Command, wait_for_end
+from tests.system import in_child
 from unionfs import __version__
 from unionfs.cli import usage
 from unionfs.fuse import mounting
@@ -209,6 +210,24 @@ def test_every_way_to_unmount_ends_the_daemon(
 def test_the_environment_can_forbid_passthrough(command: Command, run: Any) -> None:
     run("-o", command.layers, "m", env={"FUSE_OVERLAYFS_NO_PASSTHROUGH": "1"})
     assert "passthrough=off" in command.info()["options"]
+
+
+@pytest.mark.parametrize("options", ["", ",noacl"])
+def test_the_kernel_asks_for_acls_only_where_there_may_be_some(
+    command: Command, options: str
+) -> None:
+    process = command.start("-f", "-o", command.layers + options, "m", name="fuse-overlayfs")
+    try:
+        _wait(lambda: command.mounted() != [])
+        command._guard()
+        in_child((command.target / "d/deep").read_text, uid=5)
+        process.send_signal(signal.SIGUSR1)
+        os.stat(command.target / "d/deep")
+        subprocess.run(["umount", str(command.target)], check=True)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert (b"GETXATTR=" in said) == (options == "")
 
 
 def test_statistics_by_signal(command: Command) -> None:

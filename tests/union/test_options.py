@@ -10,7 +10,8 @@ import pytest
 
 from tests import build, system, tree
 from tests.mounts import Layers
-from tests.system import attempt
+from tests.system import attempt, in_child
+from unionfs.layer import acl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,6 +163,94 @@ def test_squash_shows_another_owner(layers: Layers, union: Mount, option: str) -
     assert layers.upper is not None
     status = (layers.upper / "new").stat()
     assert (status.st_uid, status.st_gid) == (0, 0)
+
+
+ACL = acl.from_text("user::rw-,user:5:rw-,group::r--,mask::rw-,other::---")
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_without_acls(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    lower = layers.lowers[0]
+    os.setxattr(lower / "file", "system.posix_acl_access", ACL)
+    os.setxattr(lower / "empty", "system.posix_acl_default", ACL)
+    (lower / "empty").chmod(0o777)
+
+    def write(root: Path) -> str | None:
+        return attempt(lambda: os.close(os.open(root / "file", os.O_RDWR))).error
+
+    mounted = union()
+    assert in_child(lambda: write(mounted.root), uid=5) is None
+    mounted.unmount()
+    mounted = union("noacl")
+    root = mounted.root
+    assert in_child(lambda: write(root), uid=5) == "EACCES"
+    assert os.listxattr(root / "file") == ["user.kept"]
+    assert attempt(os.getxattr, root / "file", "system.posix_acl_access").error in (
+        "ENODATA",
+        "ENOTSUP",
+    )
+    assert attempt(os.setxattr, root / "file", "system.posix_acl_access", ACL).error == "ENOTSUP"
+    in_child(lambda: (os.umask(0o027), (root / "empty" / "new").touch(0o666)), uid=7)
+    assert (root / "empty" / "new").stat().st_mode & 0o777 == 0o640, "the umask's, not the ACL's"
+    (root / "file").write_text("copied up")
+    mounted.unmount()
+    # They are not lost, either: a mount without the option has them again.
+    assert os.getxattr(union().root / "file", "system.posix_acl_access") == ACL
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_without_extended_attributes(layers: Layers, union: Mount) -> None:
+    filled(layers)
+    mounted = union("noxattrs=1")
+    file = mounted.root / "file"
+    for operation in (
+        lambda: os.listxattr(file),
+        lambda: os.getxattr(file, "user.kept"),
+        lambda: os.setxattr(file, "user.new", b"1"),
+        lambda: os.removexattr(file, "user.kept"),
+    ):
+        assert attempt(operation).error == "ENOTSUP"
+    file.write_text("changed")
+    mounted.unmount()
+    assert os.getxattr(union().root / "file", "user.kept") == b"1", "copied up with the file"
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_directories_of_one_link(layers: Layers, union: Mount) -> None:
+    for name in ("a", "b", "c"):
+        (layers.lowers[0] / "dir" / name).mkdir(parents=True)
+    os.link(build.write(layers.lowers[0] / "one"), layers.lowers[0] / "two")
+    mounted = union()
+    assert (mounted.root / "dir").stat().st_nlink == 5
+    mounted.unmount()
+    root = union("static_nlink").root
+    assert (root / "dir").stat().st_nlink == root.stat().st_nlink == 1
+    assert (root / "one").stat().st_nlink == 2
+    (root / "dir" / "d").mkdir()
+    assert (root / "dir").stat().st_nlink == 1
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_numbers_of_32_bits(layers: Layers, union: Mount) -> None:
+    """Also those of layers of several file systems, of which none is shown twice."""
+    filled(layers)
+    system.mount("tmpfs", layers.lowers[1], "tmpfs")
+    layers.lower_may_change = True
+    for index in range(20):
+        build.write(layers.lowers[1] / f"memory{index}", "x")
+    root = union("ino32_t").root
+    numbers = [path.stat().st_ino for path in root.rglob("*")]
+    assert max(numbers) < 2**32
+    assert len(set(numbers)) == len(numbers) == 22
+    assert (root / "file").stat().st_ino == (layers.lowers[0] / "file").stat().st_ino
+    listing = system.Listing(root)
+    for name, number, _ in listing.rest():
+        if name not in (b".", b".."):
+            assert number == (root / os.fsdecode(name)).stat().st_ino
+    listing.close()
+    (root / "memory1").write_text("copied up")
+    assert (root / "memory1").stat().st_ino in numbers
 
 
 @pytest.mark.usefixtures("ours_only")

@@ -98,15 +98,28 @@ def test_a_lower_tells_by_its_root(layers: Layers, union: Mount, name: str) -> N
     assert (root / "null").stat().st_rdev == os.makedev(1, 3)
     assert (root / "disk").stat().st_rdev == os.makedev(8, 16)
     assert seen(root / "below") == (0, 0, "-rwxr-xr-x"), "its layer's root says nothing"
-    listing = system.Listing(root)
-    listed = {entry: kind for entry, _, kind in listing.rest()}
-    listing.close()
-    assert listed[b"null"] == stat.S_IFCHR >> 12
-    assert listed[b"pipe"] == stat.S_IFIFO >> 12
-    assert listed[b"file"] == stat.S_IFREG >> 12
     for path in ("file", "dir", "."):
         assert name not in os.listxattr(root / path)
         assert attempt(os.getxattr, root / path, name).error == "ENODATA"
+
+
+def test_types_in_listings(layers: Layers, union: Mount) -> None:
+    """With attributes, and without, as directories are listed that nobody looks into."""
+    fill(layers.lowers[0])
+    for index in range(4):
+        (layers.lowers[0] / f"{index}").mkdir()
+        kept(layers.lowers[0] / f"{index}", "0:0:0755:dir")
+        kept(build.write(layers.lowers[0] / f"{index}" / "null"), "0:0:0666:char-1-3")
+        kept(build.write(layers.lowers[0] / f"{index}" / "file"), "0:0:0666:file")
+        os.symlink("x", layers.lowers[0] / f"{index}" / "link")
+    root = union().root
+    for index in range(4):
+        listing = system.Listing(root / f"{index}")
+        listed = {entry: kind for entry, _, kind in listing.rest()}
+        listing.close()
+        assert listed[b"null"] == stat.S_IFCHR >> 12
+        assert listed[b"file"] == stat.S_IFREG >> 12
+        assert listed[b"link"] == stat.S_IFLNK >> 12
 
 
 def test_permissions_are_those_that_are_kept(layers: Layers, union: Mount) -> None:
@@ -364,7 +377,17 @@ def test_values_of_every_form(tmp_path: Path, text: str, recorded: Recorded | No
     assert parse(found.packed(), file.stat()) == found
 
 
-@pytest.mark.parametrize("text", ["", "0:0", "a:0:644", "0:0:999", "0:0:644:bogus", "-1:0:644"])
+TOO_LARGE = [
+    "4294967295:0:644",
+    "0:9999999999:644",
+    "0:0:600:char-4096-0",
+    "0:0:600:block-1-1048576",
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0:0", "a:0:644", "0:0:999", "0:0:644:bogus", "-1:0:644", *TOO_LARGE]
+)
 def test_a_malformed_value_is_an_error_and_not_root(
     layers: Layers, union: Mount, text: str
 ) -> None:
@@ -410,6 +433,8 @@ def test_there_are_no_acls(layers: Layers, union: Mount) -> None:
     )
     (root / "file").chmod(0o640)
     assert os.listxattr(root / "file") == []
+    assert layers.upper is not None
+    assert "system.posix_acl_access" not in os.listxattr(layers.upper / "file")
 
 
 def test_whiteouts_stay_what_they_are(layers: Layers, union: Mount) -> None:

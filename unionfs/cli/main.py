@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 MOUNT8_NAMES = ("mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
 #: Called by this one, it follows the contract of the program that container engines run.
 FUSE_OVERLAYFS = "fuse-overlayfs"
+
+#: Commands that have a module of their name, whose ``run`` takes the words after it.
+_MODULES = frozenset({"umount", "ls", "diff", "run", "snapshot", "image", "volume", "plugin"})
 
 
 def program() -> NoReturn:
@@ -77,34 +81,9 @@ def _command(arguments: list[str]) -> Callable[[], int]:
             from unionfs.cli import mount_command
 
             return lambda: mount_command.run(rest, tolerant=False)
-        case ["umount", *rest]:
-            from unionfs.cli import umount
-
-            return lambda: umount.run(rest)
-        case ["ls", *rest]:
-            from unionfs.cli import ls
-
-            return lambda: ls.run(rest)
-        case ["diff", *rest]:
-            from unionfs.cli import diff
-
-            return lambda: diff.run(rest)
-        case ["snapshot", *rest]:
-            from unionfs.cli import snapshot
-
-            return lambda: snapshot.run(rest)
-        case ["run", *rest]:
-            from unionfs.cli import run
-
-            return lambda: run.run(rest)
-        case ["volume", *rest]:
-            from unionfs.cli import volume
-
-            return lambda: volume.run(rest)
-        case ["image", *rest]:
-            from unionfs.cli import image
-
-            return lambda: image.run(rest)
+        case [name, *rest] if name in _MODULES:
+            module = importlib.import_module(f"unionfs.cli.{name}")
+            return lambda: module.run(rest)
         case ["-h" | "--help"]:
             return lambda: _say(usage.COMMANDS)
         case []:

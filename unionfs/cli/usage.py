@@ -18,6 +18,7 @@ usage: unionfs mount -o OPTIONS [SOURCE] TARGET     mount a union
        unionfs snapshot VERB ...                    keep trees on top of one another, by name
        unionfs image VERB ...                       bring images in and out
        unionfs volume VERB ...                      keep files that outlive who uses them
+       unionfs plugin NAME ...                      serve container engines by a socket
        unionfs [SOURCE] TARGET -o OPTIONS           mount, as mount(8) and engines call it
 
 "unionfs COMMAND --help" tells more; unionfs(1) tells all."""
@@ -237,5 +238,16 @@ also those with names. "restore" takes any tar archive, and replaces what the vo
   -o OPTIONS           mount options, as ro
   --compression NAME   gzip, zstd or none (default: as the name of FILE ends)
   -q, --quiet          names only; no progress
+
+{STORE}"""
+
+PLUGIN = f"""\
+usage: unionfs plugin volume [--socket PATH]
+
+Serves a socket of a plugin of container engines until a signal ends it. "volume" gives
+Docker and Podman the volumes of the store (default: /run/docker/plugins/unionfs.sock, where
+Docker finds the volume driver "unionfs"). It has to run in the mount namespace of the engine.
+
+  --socket PATH        the socket; one that systemd passes on is taken by itself
 
 {STORE}"""

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, cast
 
 from unionfs.errors import ArchiveError
 from unionfs.layer import acl, xattrs
+from unionfs.layer.override import CONTAINERS
 from unionfs.layer.tape import Tape
 
 _PATH_MAX: Final = 4095
@@ -34,7 +35,6 @@ _BROKEN: Final = (
 )  # fmt: skip
 #: Only a union puts these on disk: as a mark, or in place of a mark that a user has set.
 _MARKS: Final = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
-_OVERRIDE: Final = b"user.containers.override_stat"
 
 
 class Kind(enum.Enum):
@@ -271,7 +271,7 @@ def _xattrs(pax: Mapping[str, str], name: bytes) -> dict[bytes, bytes]:
         elif key.startswith(_XATTR):
             # As GNU tar has it: a keyword of pax ends at the first "=".
             xattr = _bytes(key.removeprefix(_XATTR)).replace(b"%3D", b"=").replace(b"%25", b"%")
-            if xattr.startswith(_MARKS) or xattr == _OVERRIDE:
+            if xattr.startswith(_MARKS) or xattr == CONTAINERS:
                 raise refuse(name, f"{shown(xattr)} is a mark that only a union writes")
             if not xattr or b"\0" in xattr or len(xattr) > _NAME_MAX:
                 raise refuse(name, "an extended attribute without a proper name")

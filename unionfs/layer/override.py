@@ -54,6 +54,12 @@ _NAMES: Final = {kind: name for name, kind in _TYPES.items()}
 _SPECIAL: Final = frozenset((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFBLK, stat.S_IFCHR))
 
 
+_MAX_ID: Final = 2**32 - 2
+#: Linux has 12 bits for the one and 20 for the other.
+_MAX_MAJOR: Final = 2**12 - 1
+_MAX_MINOR: Final = 2**20 - 1
+
+
 class Recorded(NamedTuple):
     """What the attribute says of an object: *mode* with its type, *rdev* of a device."""
 
@@ -81,12 +87,15 @@ def parse(value: bytes, status: os.stat_result) -> Recorded:
     kind = None if match is None else _TYPES.get(match["type"] or b"file")
     if match is None or kind is None:
         raise OSError(errno.EINVAL, "malformed override_stat", value)
-    rdev = os.makedev(int(match["major"]), int(match["minor"])) if match["major"] else 0
+    uid, gid, major, minor = (int(match[name] or 0) for name in ("uid", "gid", "major", "minor"))
+    if max(uid, gid) > _MAX_ID or major > _MAX_MAJOR or minor > _MAX_MINOR:
+        raise OSError(errno.EINVAL, "numbers too large in override_stat", value)
+    rdev = os.makedev(major, minor)
     if not (kind in _SPECIAL and stat.S_ISREG(status.st_mode)):
         kind, rdev = stat.S_IFMT(status.st_mode), status.st_rdev
     # Older ones wrote the type into the mode, too.
     permissions = int(match["mode"], 8) & 0o7777
-    return Recorded(int(match["uid"]), int(match["gid"]), kind | permissions, rdev)
+    return Recorded(uid, gid, kind | permissions, rdev)
 
 
 class Inodes:

@@ -9,6 +9,7 @@ all times: then it is a symbolic link.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ _DATA: Final = "_data"
 _LAYERS: Final = "_layers"
 #: What mount(8) calls for some types, and the packages of Debian that have it.
 _HELPERS: Final = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils"}
+#: What a union answers when its daemon has died.
+_DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
 _HELPERS_PATH: Final = "/sbin:/usr/sbin"
 
 
@@ -125,13 +128,23 @@ class VolumeTree:
                 f"{self._volume.name}: in use by {users[0]}, but {self.mountpoint} is not mounted"
                 " in this mount namespace; use it in that one, or end that use first"
             )
+        return self._mounted()
+
+    def _mounted(self) -> str:
+        """Return where the files are seen, mounted anew if what served them is dead.
+
+        Its users have lost that one for good, and what they had written to it is there.
+        """
         try:
-            os.stat(self.mountpoint)
+            # Other than stat(2), this is never answered by what the kernel remembers.
+            os.statvfs(self.mountpoint)
         except OSError as error:
-            raise FailedPreconditionError(
-                f"{self._volume.name}: what serves it is dead ({error.strerror}); it can be used"
-                f" again when {', '.join(users)} no longer uses it"
-            ) from error
+            if error.errno not in _DEAD:
+                raise FailedPreconditionError(
+                    f"{self._volume.name}: {self.mountpoint}: {error.strerror}"
+                ) from error
+            self.hide()
+            return self._mount()
         return self.mountpoint
 
     def _mount(self) -> str:

@@ -277,6 +277,18 @@ class Volumes:
                 self._uses.remove(number)
                 self._hide_unused(use.subject.name)
 
+    def release_held(self, name: str, holder: str) -> None:
+        """End one use of the volume *name* that `hold` began for *holder*, and no process ends.
+
+        It is no error if there is none. Raises `NotFoundError` for the volume.
+        """
+        with self.alone(name):
+            for use in reversed(self.uses(self.find(name))):
+                if use.holder == holder and not use.target and use.pid is None:
+                    self._uses.remove(use.id)
+                    break
+            self._hide_unused(name)
+
     def mount(
         self,
         name: str,
