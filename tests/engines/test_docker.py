@@ -127,13 +127,11 @@ def test_export(images: Docker, changed: str) -> None:
 
 CONTAINERFILE = """
 FROM base AS making
-WORKDIR /app
-RUN echo one >one && mv /home/user /app/home
-COPY --chown=5:7 file other ./
-RUN rm /etc/words other && cat file one >both && chmod 700 home
+RUN mkdir /app && echo one >/app/one && mv /home/user /app/home
+COPY --chown=5:7 file other /app/
+RUN cd /app && rm /etc/words other && cat file one >both && chmod 700 home && chown 8:9 file
 FROM base
 COPY --from=making /app /app
-RUN chown 8:9 /app/file
 CMD ["cat", "/app/both"]
 """
 
@@ -167,7 +165,7 @@ def test_build(images: Docker, context: Path, builder: str) -> None:
     assert "words" in shown
     assert "other" not in shown
     cached = "CACHED" if builder == "buildkit" else "Using cache"
-    assert build().count(cached) >= 6
+    assert build().count(cached) >= 4
     assert images("images", "--quiet", "app") == first
     (context / "file").write_text("changed\n")
     build()

@@ -153,7 +153,7 @@ def test_tmpfs(podman: Podman) -> None:
     shown = podman("run", "--name", "small", *tmpfs, "base", "sh", "-c", script)
     assert shown == str(1 << 20)
     assert podman("start", "--attach", "small", status=0) == str(1 << 20)
-    assert pairs(podman("diff", "small")) == ["A /cache"]
+    assert "A /cache/big" not in podman("diff", "small").splitlines()
 
 
 def test_an_overlay_of_a_host_directory(podman: Podman) -> None:

@@ -60,16 +60,16 @@ def test_a_commit_shows_what_its_container_showed(images: Podman, changed: str) 
 
 
 def test_commits_upon_commits(images: Podman) -> None:
-    """A name that comes and goes, in six layers."""
+    """A name that comes and goes, in four layers."""
     image = "base"
-    for number in range(6):
+    for number in range(4):
         script = "rm -r /it" if number % 2 else f"mkdir /it; echo {number} >/it/{number}"
         images("run", "--name", f"step{number}", image, "sh", "-c", script)
         image = images("commit", "--quiet", f"step{number}", f"image{number}")
-    assert images("run", "--rm", "image4", "ls", "/it") == "4"
-    images("run", "--rm", "image5", "ls", "/it", status=1)
-    tree = images("image", "tree", "image5")
-    assert tree.count("── ID: ") == 7
+    assert images("run", "--rm", "image2", "ls", "/it") == "2"
+    images("run", "--rm", "image3", "ls", "/it", status=1)
+    tree = images("image", "tree", "image3")
+    assert tree.count("── ID: ") == 5
 
 
 @pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])
@@ -169,7 +169,6 @@ def test_build_takes_steps_from_the_cache(images: Podman, context: Path) -> None
     (context / "file").write_text("changed\n")
     assert build(images, context).count("Using cache") == 2
     assert images("run", "--rm", "app").split() == ["changed", "one", "user"]
-    assert "Using cache" not in build(images, context, "--no-cache")
 
 
 def test_build_in_stages_with_mounts(images: Podman, context: Path) -> None:
