@@ -124,7 +124,9 @@ def _attach(run: str, *, read_only: bool) -> str:
 def _leave_groups(pid: int) -> None:
     """Move the process out of its maker's control group, where that can be done."""
     for group in _ROOT_GROUPS:
-        with contextlib.suppress(OSError), open(f"/sys/fs/cgroup/{group}cgroup.procs", "w") as file:
+        # Not made where it is not: version 1 alone has a tmpfs there.
+        path = f"/sys/fs/cgroup/{group}cgroup.procs"
+        with contextlib.suppress(OSError), open(path, "r+", encoding="ascii") as file:
             file.write(str(pid))
 
 
