@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,28 @@ def test_a_message_of_all_fields_arrives(ground: SnapshotterGround) -> None:
     ground.client.prepare(key, labels={"a": "b"})
     assert ground.client.stat(key).name == key
     assert encode(ground.client.usage(key))
+
+
+def test_commits_that_make_hard_links_whole(ground: SnapshotterGround) -> None:
+    """Each mounts a union of its own for that: a daemon, started in the midst of calls."""
+    client = ground.client
+
+    def base(root: Path) -> None:
+        (root / "one").write_text("lower")
+        for name in ("two", "three"):
+            (root / name).hardlink_to(root / "one")
+
+    ground.layer("base", "", base)
+    keys = [f"key {number}" for number in range(4)]
+    for key in keys:
+        with ground.at(client.prepare(key, "base")) as root:
+            (root / "two").write_text(key)
+    with ThreadPoolExecutor(len(keys) + 1) as threads:
+        commits = [threads.submit(client.commit, f"{key} done", key) for key in keys]
+        while not all(one.done() for one in commits):
+            assert client.stat("base").name == "base"
+    for one in commits:
+        one.result()
+    for key in keys:
+        with ground.at(client.view(f"look at {key}", f"{key} done")) as root:
+            assert [(root / name).read_text() for name in ("one", "two", "three")] == [key] * 3

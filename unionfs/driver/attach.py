@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -59,6 +61,9 @@ def attach(
 
 def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
     if one.type == UNION:
+        if home is None and threading.active_count() > 1:
+            _mount_by_command(one, target)
+            return
         parsed = parse_options([",".join(one.options)], source=one.source)
         mount(parsed.options, os.fsencode(target), foreground=False, home=home)
         return
@@ -71,6 +76,25 @@ def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
     if one.type == "overlay" and len(options) > _OPTIONS_LIMIT:
         place, options = _shortened(one.options)
     _run_mount(["-t", one.type, "-o", options, "--", one.source, os.path.abspath(target)], place)
+
+
+def _mount_by_command(one: Mount, target: str) -> None:
+    """Mount a union without a fork of this process, whose other threads hold what they hold.
+
+    A daemon would have the files that they have open for the moment, and keep their mounts busy.
+    """
+    words = ["mount", "-o", ",".join(one.options), "--", one.source, target]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "unionfs", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise MountError(said[-1].removeprefix("unionfs: "))
 
 
 def _mount_plainly(one: Mount, target: str) -> bool:
