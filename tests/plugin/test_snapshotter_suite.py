@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver.drivers import KITS, home_of
+from tests.driver.drivers import KITS, home_of, ready
 from tests.plugin.snapshotter import SnapshotterGround
 from tests.plugin.suite import CHECKS
 from tests.watchdog import Watchdog
@@ -22,8 +22,7 @@ def served(
     """A snapshotter on one driver."""
     base = module_scratch / request.param
     base.mkdir()
-    kit = KITS[request.param]
-    with home_of(kit, base) as home:
+    with ready(KITS[request.param], base) as kit, home_of(kit, base) as home:
         ground = SnapshotterGround(kit, home, watchdog)
         yield ground
         ground.close()
