@@ -150,6 +150,11 @@ HOSTILE = {
         "x",
         "a mark",
     ),
+    "privileged stat override": (
+        [pax("./", tarfile.DIRTYPE, SCHILY__xattr__security__fuseoverlayfs__override_stat="0:0:0")],
+        ".",
+        "a mark",
+    ),
     "mark on the root": (
         [pax("./", tarfile.DIRTYPE, SCHILY__xattr__trusted__overlay__metacopy="")],
         ".",

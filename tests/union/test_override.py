@@ -427,6 +427,21 @@ def test_private_names_are_kept_under_the_engines_prefix(layers: Layers, union: 
     assert attempt(os.setxattr, root / "program", longest + "x", b"1").error == "EPERM"
 
 
+@pytest.mark.parametrize("name", [CONTAINERS, PRIVILEGED, OLDER])
+def test_users_of_a_usual_layer_cannot_make_it_one(
+    layers: Layers, union: Mount, name: str
+) -> None:
+    """The next mount would believe them: root's set-id bits and disks, written by anybody."""
+    build.write(layers.lowers[0] / "file", "x")
+    root = union().root
+    assert attempt(os.setxattr, root, name, b"0:0:0755:dir").error == "EPERM"
+    assert layers.upper is not None
+    assert name not in os.listxattr(layers.upper)
+    if name == CONTAINERS:  # what an engine inside of a container keeps is its own
+        os.setxattr(root / "file", name, b"0:0:4755:file")
+        assert os.getxattr(root / "file", name) == b"0:0:4755:file"
+
+
 def test_there_are_no_acls(layers: Layers, union: Mount) -> None:
     """They would change the modes that the mask has set; see docs/semantics.md."""
     build.write(layers.lowers[0] / "file", "x")

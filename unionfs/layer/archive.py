@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, cast
 
 from unionfs.errors import ArchiveError
 from unionfs.layer import acl, xattrs
-from unionfs.layer.override import CONTAINERS
+from unionfs.layer.override import NAMES as OVERRIDES
 from unionfs.layer.tape import Tape
 
 _PATH_MAX: Final = 4095
@@ -271,7 +271,7 @@ def _xattrs(pax: Mapping[str, str], name: bytes) -> dict[bytes, bytes]:
         elif key.startswith(_XATTR):
             # As GNU tar has it: a keyword of pax ends at the first "=".
             xattr = _bytes(key.removeprefix(_XATTR)).replace(b"%3D", b"=").replace(b"%25", b"%")
-            if xattr.startswith(_MARKS) or xattr == CONTAINERS:
+            if xattr.startswith(_MARKS) or xattr in OVERRIDES:
                 raise refuse(name, f"{shown(xattr)} is a mark that only a union writes")
             if not xattr or b"\0" in xattr or len(xattr) > _NAME_MAX:
                 raise refuse(name, "an extended attribute without a proper name")

@@ -27,6 +27,8 @@ CONTAINERS: Final = b"user.containers.override_stat"
 PRIVILEGED: Final = b"security.fuseoverlayfs.override_stat"
 #: What fuse-overlayfs before 1.14 wrote for ``xattr_permissions=2``.
 OLDER: Final = b"user.fuseoverlayfs.override_stat"
+#: Whose root has one of them is kept so: the first counts.
+NAMES: Final = (PRIVILEGED, CONTAINERS, OLDER)
 #: By the value of ``xattr_permissions``.
 FORMS: Final = {1: PRIVILEGED, 2: CONTAINERS}
 
@@ -140,7 +142,7 @@ class Override:
         *form* is what is asked for where the root does not tell.
         """
         has = xattrs.names(xattrs.fd_path(root_fd), follow=True)
-        form = next((name for name in (PRIVILEGED, CONTAINERS, OLDER) if name in has), form)
+        form = next((name for name in NAMES if name in has), form)
         return None if form is None else cls(form, os.fstat(root_fd).st_mode & 0o777)
 
     def begin(self, root_fd: int) -> None:

@@ -7,8 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from unionfs.fuse.interface import Changes
-from unionfs.layer import syscalls, xattrs
+from unionfs.fuse.interface import ROOT_ID, Changes
+from unionfs.layer import override, syscalls, xattrs
 from unionfs.layer.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY
 from unionfs.union import copymeta, passthrough
 from unionfs.union.copyup import copy_up, refuse_metacopy
@@ -192,7 +192,9 @@ def _stored(tree: MergedTree, node: Node, name: bytes) -> bytes:
     tree.refuse_read_only()
     refuse_protected(tree, node)
     stored = tree.upper_layer.marks.stored(name)
-    if stored is None:
+    # On a root it would let the next mount take owners, set-id bits and devices from attributes
+    # that users may write themselves.
+    if stored is None or (node.ino == ROOT_ID and stored in override.NAMES):
         fail(errno.EPERM)
     if name in _ACLS and not tree.acls:
         fail(errno.EOPNOTSUPP)
