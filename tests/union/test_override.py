@@ -428,9 +428,7 @@ def test_private_names_are_kept_under_the_engines_prefix(layers: Layers, union: 
 
 
 @pytest.mark.parametrize("name", [CONTAINERS, PRIVILEGED, OLDER])
-def test_users_of_a_usual_layer_cannot_make_it_one(
-    layers: Layers, union: Mount, name: str
-) -> None:
+def test_users_of_a_usual_layer_cannot_make_it_one(layers: Layers, union: Mount, name: str) -> None:
     """The next mount would believe them: root's set-id bits and disks, written by anybody."""
     build.write(layers.lowers[0] / "file", "x")
     root = union().root
