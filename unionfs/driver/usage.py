@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -40,23 +41,18 @@ def kept_from_writing(directory: str) -> str | None:
     for target, bound in found:
         if not bound:
             return target
-    changed: list[int] = []
-    try:
+    with contextlib.ExitStack() as files, contextlib.ExitStack() as undo:
         for target, _ in found:
             fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            files.callback(os.close, fd)
             if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-                os.close(fd)
                 continue
-            changed.append(fd)
             try:
                 syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
             except OSError:
-                for other in changed[:-1]:
-                    syscalls.mount_setattr(other, 0, cleared=syscalls.MOUNT_ATTR_RDONLY)
                 return target
-    finally:
-        for fd in changed:
-            os.close(fd)
+            undo.callback(syscalls.mount_setattr, fd, 0, cleared=syscalls.MOUNT_ATTR_RDONLY)
+        undo.pop_all()
     return None
 
 
