@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,9 @@ def test_a_size_is_kept_where_the_driver_can(scratch: Path, watchdog: Watchdog) 
         command = f"head -c 80M /dev/zero >{root}/f"
         done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
         assert b"No space left" in done.stderr
-    failed("INVALID_ARGUMENT", lambda: ground.client.prepare("x", labels={label: "much"}))
+    for size in ("much", "9" * 19, "9" * 4000, "-1"):
+        labels = {label: size}
+        failed("INVALID_ARGUMENT", partial(ground.client.prepare, "x", labels=labels))
     ground.restart(killed=True)
     with ground.at(ground.client.mounts("key")) as root:
         assert (root / "f").exists()

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from unionfs.driver.api import STACKED, UNION, Info, Kind, Mount
@@ -67,13 +67,14 @@ class Mounts:
         """
         self._clear(self._place(key))
 
-    def sweep(self, keys: Iterable[str]) -> None:
-        """Unmount what is mounted here of snapshots other than *keys*, left by a crash."""
-        known = {self._place(key) for key in keys}
-        for name in os.listdir(self._held):
-            place = os.path.join(self._held, name)
+    def sweep(self) -> None:
+        """Unmount what is mounted here of snapshots that are gone, left by a crash."""
+        # In this order: what is mounted for one that is made just now was not there before.
+        places = [os.path.join(self._held, name) for name in os.listdir(self._held)]
+        known = {self._place(info.key) for info in self._store.driver.walk()}
+        for place in places:
             if place not in known:
-                with contextlib.suppress(MountError):
+                with contextlib.suppress(MountError, OSError):
                     self._clear(place)
 
     def _clear(self, place: str) -> None:

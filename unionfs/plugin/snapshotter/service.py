@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -27,6 +28,8 @@ from unionfs.store.store import Store
 
 #: Bytes that a snapshot may have.
 _MAX_SIZE: Final = "containerd.io/snapshot/max-size"
+#: What fits 63 bits; more is no size of anything.
+_SIZE: Final = re.compile(r"[0-9]{1,18}")
 #: The parent of views that have none. containerd is not told of it, and would remove it.
 _EMPTY: Final = "unionfs: an empty directory"
 #: Snapshots that one message of a List has.
@@ -47,7 +50,7 @@ class Snapshots:
         self._store = store
         self._driver = store.driver
         self._mounts = Mounts(store)
-        self._mounts.sweep(info.key for info in self._driver.walk())
+        self._mounts.sweep()
 
     def prepare(self, request: messages.PrepareSnapshotRequest) -> messages.PrepareSnapshotResponse:
         """Make an active snapshot. Its size is limited where the driver can do that."""
@@ -62,7 +65,7 @@ class Snapshots:
         told = labels.get(_MAX_SIZE)
         if told is None or not self._driver.capabilities.quota:
             return None
-        if not (told.isascii() and told.isdigit()):
+        if not _SIZE.fullmatch(told):
             raise InvalidArgumentError(f"label {_MAX_SIZE}={told}: not a number of bytes")
         return int(told)
 
@@ -179,7 +182,7 @@ class Snapshots:
 
     def cleanup(self, _request: messages.CleanupRequest) -> messages.Empty:
         """Remove what crashes have left."""
-        self._mounts.sweep(info.key for info in self._driver.walk())
+        self._mounts.sweep()
         self._driver.cleanup()
         return messages.Empty()
 
