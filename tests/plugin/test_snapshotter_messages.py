@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,16 @@ def test_what_is_not_known_is_passed_over() -> None:
 def test_what_is_no_message(data: str) -> None:
     with pytest.raises(MalformedError):
         decode(messages.StatSnapshotRequest, bytes.fromhex(data))
+
+
+def test_many_of_one_field_take_no_longer_than_they_are_long() -> None:
+    """A message may have 16 MB: time that grows with the square would be hours."""
+    count = 1_000_000
+    began = time.process_time()
+    assert decode(messages.ListSnapshotsRequest, b"\x12\x00" * count).filters == ("",) * count
+    labels = b"".join(b"\x22\x07\x0a\x05%05x" % number for number in range(count))
+    assert len(decode(messages.PrepareSnapshotRequest, labels).labels) == count
+    assert time.process_time() - began < 30
 
 
 @given(st.binary(max_size=60))
@@ -112,6 +123,7 @@ def test_of_several_filters_one_is_enough() -> None:
 @pytest.mark.parametrize(
     "text",
     ["name==", "name==foo,", ",", "labels.", "labels.ns/key==v", "name=foo", "name==a b", "name~=(",
+     "name~=a{99999999999}", pytest.param("name~=" + "(" * 9999 + ")" * 9999, id="deep"),
      "labels.|l|==2", "labels.l==/2", "name==/x/", 'labels."l', r'labels."\g"',
      r'name=="\U99999999"'],
 )  # fmt: skip

@@ -164,7 +164,7 @@ class _Parser:
     def _pattern(self, value: str) -> re.Pattern[str]:
         try:
             return re.compile(value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise InvalidArgumentError(
                 f"filter {self._text}: {value}: no regular expression: {error}"
             ) from error

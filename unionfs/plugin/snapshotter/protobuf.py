@@ -59,7 +59,13 @@ def decode(kind: type[_Message], data: bytes) -> _Message:
         field = known.get(number)
         if field is not None:
             values[field.name] = field.read(values.get(field.name), value)
-    return kind(**values)
+    # While there may be more of them they are lists, that a message of millions takes no hours.
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def raw_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
@@ -136,13 +142,7 @@ def _field(shown: str, name: str, number: int, kind: Any) -> _Field:
     if kind == Mapping[str, str]:
         return _map_field(shown, name, number)
     if get_origin(kind) is tuple:
-        to_bytes, to_value = _item(shown, get_args(kind)[0])
-        return _Field(
-            name,
-            number,
-            lambda values: b"".join(_delimited(number, to_bytes(value)) for value in values),
-            lambda so_far, value: (*(so_far or ()), to_value(value)),
-        )
+        return _repeated_field(shown, name, number, get_args(kind)[0])
     to_bytes, to_value = _item(shown, kind)
 
     def write(value: Any) -> bytes:
@@ -150,6 +150,20 @@ def _field(shown: str, name: str, number: int, kind: Any) -> _Field:
         return _delimited(number, written) if written else b""
 
     return _Field(name, number, write, lambda _, value: to_value(value))
+
+
+def _repeated_field(shown: str, name: str, number: int, kind: Any) -> _Field:
+    to_bytes, to_value = _item(shown, kind)
+
+    def write(values: tuple[Any, ...]) -> bytes:
+        return b"".join(_delimited(number, to_bytes(value)) for value in values)
+
+    def read(so_far: list[Any] | None, value: bytes | int) -> list[Any]:
+        so_far = [] if so_far is None else so_far
+        so_far.append(to_value(value))
+        return so_far
+
+    return _Field(name, number, write, read)
 
 
 def _number_field(shown: str, name: str, number: int) -> _Field:
@@ -176,9 +190,11 @@ def _map_field(shown: str, name: str, number: int) -> _Field:
             for key, value in values.items()
         )
 
-    def read(so_far: Mapping[str, str] | None, value: bytes | int) -> Mapping[str, str]:
+    def read(so_far: dict[str, str] | None, value: bytes | int) -> dict[str, str]:
         pair = {n: to_text(part) for n, part in raw_fields(_bytes(shown, value)) if n in (1, 2)}
-        return {**(so_far or {}), pair.get(1, ""): pair.get(2, "")}
+        so_far = {} if so_far is None else so_far
+        so_far[pair.get(1, "")] = pair.get(2, "")
+        return so_far
 
     return _Field(name, number, write, read)
 

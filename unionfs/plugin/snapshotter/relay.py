@@ -45,7 +45,12 @@ def relay(listener: socket.socket, inner: str, *, until: Supervisor) -> None:
             time.sleep(_PAUSE)
             continue
         outside.setblocking(True)
-        threading.Thread(target=_pass_on, args=(outside, inner), daemon=True).start()
+        try:
+            threading.Thread(target=_pass_on, args=(outside, inner), daemon=True).start()
+        except RuntimeError as error:  # as many as there may be
+            log.warning("a connection could not be served: %s", error)
+            outside.close()
+            time.sleep(_PAUSE)
 
 
 def _pass_on(outside: socket.socket, inner: str) -> None:
