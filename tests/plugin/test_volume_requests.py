@@ -63,6 +63,11 @@ BAD = {
         400,
         "Content-Length: -1",
     ),
+    "a length of many digits": (
+        b"POST /Plugin.Activate HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        400,
+        "Content-Length: 999",
+    ),
     "too long": (
         b"POST /VolumeDriver.Create HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
         413,

@@ -32,6 +32,7 @@ _IDLE: Final = 30.0
 _ARRIVAL: Final = 20.0
 #: What Docker asks for; Podman takes any.
 _TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _CHUNK_LINE_LIMIT: Final = 1024
 
@@ -161,7 +162,7 @@ class Connection(BaseHTTPRequestHandler):
         coding = self.headers.get("Transfer-Encoding")
         length = self.headers.get("Content-Length")
         if coding is None:
-            if not (length or "0").isdecimal():
+            if not _LENGTH.fullmatch(length or "0"):
                 raise _RefusedError(HTTPStatus.BAD_REQUEST, f"Content-Length: {length}")
             yield self._exactly(int(length or "0"), _BODY_LIMIT)
             return
