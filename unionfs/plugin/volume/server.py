@@ -85,8 +85,7 @@ def _accept(listener: socket.socket, children: _Children, opened: Opened, owned:
         try:
             pid = os.fork()
             if pid == 0:
-                service = Service(opened, owned, Engine.of(connection))
-                _answer(listener, connection, service, unblocked)
+                _answer(listener, connection, opened, owned, unblocked)
             children.add(pid)
         except OSError as error:
             log.warning("no process for a connection: %s", error.strerror)
@@ -97,13 +96,15 @@ def _accept(listener: socket.socket, children: _Children, opened: Opened, owned:
 def _answer(
     listener: socket.socket,
     connection: socket.socket,
-    service: Service,
+    opened: Opened,
+    owned: Opened,
     unblocked: Iterable[signal.Signals | int],
 ) -> NoReturn:
     """Answer all requests of *connection*, as the child of the fork."""
     status = 1
     try:
         listener.close()
+        service = Service(opened, owned, Engine.of(connection))
         # A signal to us lets a request that was begun come to its end.
         with Supervisor({}) as told:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
