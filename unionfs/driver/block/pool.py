@@ -97,24 +97,28 @@ class Pool:
             return self._active(number)
 
     def _active(self, number: int) -> Active | None:
-        for line in _dmsetup("table", "--target", "thin").splitlines():
-            name, _, table = line.partition(": ")
-            words = table.split()
-            if words[2:5] == ["thin", self._number, str(number)] and not self._is_held(name):
+        for name, device in self._shown():
+            if device == str(number) and name not in self._held_up():
                 return Active(name, number)
         return None
 
     def _suspended(self) -> list[str]:
-        names = [
-            line.partition(": ")[0]
-            for line in _dmsetup("table", "--target", "thin").splitlines()
-            if line.split()[4] == self._number
-        ]
-        return [name for name in names if self._is_held(name)]
+        held_up = self._held_up()
+        return [name for name, _ in self._shown() if name in held_up]
 
-    def _is_held(self, name: str) -> bool:
-        said = _dmsetup("info", "-c", "--noheadings", "-o", "suspended", name)
-        return said.strip() == "Suspended"
+    def _shown(self) -> Iterator[tuple[str, str]]:
+        """Yield what shows devices of the pool, each with the number of its device."""
+        for line in _dmsetup("table", "--target", "thin").splitlines():
+            name, _, table = line.partition(": ")
+            words = table.split()
+            if words[2:4] == ["thin", self._number]:
+                yield name, words[4]
+
+    def _held_up(self) -> set[str]:
+        """Return the names of all that is suspended, whatever it is."""
+        columns = ("--noheadings", "--separator", " ", "-o", "suspended,name")
+        said = (line.split(maxsplit=1) for line in _dmsetup("info", "-c", *columns).splitlines())
+        return {name for state, name in said if state == "Suspended"}
 
     def _table(self, target: str) -> list[str] | None:
         try:
