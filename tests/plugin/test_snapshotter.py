@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,9 +19,12 @@ from tests.plugin.process import refused
 from tests.plugin.snapshotter import SnapshotterGround
 from tests.plugin.suite import failed
 from tests.watchdog import Watchdog
+from unionfs.driver.api import Info
 from unionfs.driver.registry import driver_class
 from unionfs.plugin.snapshotter import messages
+from unionfs.plugin.snapshotter.mounts import Mounts
 from unionfs.plugin.snapshotter.protobuf import decode, encode
+from unionfs.store.store import Store
 
 pytestmark = pytest.mark.needs_root
 
@@ -96,6 +102,20 @@ def test_a_size_is_kept_where_the_driver_can(scratch: Path, watchdog: Watchdog) 
     with ground.at(ground.client.mounts("key")) as root:
         assert (root / "f").exists()
     ground.close()
+
+
+def test_a_cleanup_leaves_what_is_mounted_meanwhile(tmp_path: Path) -> None:
+    """What is made after it has looked for snapshots is of one that it does not know."""
+
+    def walk() -> Iterator[Info]:
+        (tmp_path / "mounted" / "new").mkdir()
+        return iter(())
+
+    store = SimpleNamespace(root=str(tmp_path), driver=SimpleNamespace(walk=walk))
+    mounts = Mounts(cast("Store", store))
+    (tmp_path / "mounted" / "left").mkdir()
+    mounts.sweep()
+    assert os.listdir(tmp_path / "mounted") == ["new"]
 
 
 def test_lists_come_in_blocks(ground: SnapshotterGround) -> None:
