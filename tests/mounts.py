@@ -84,7 +84,7 @@ class Mounted(Protocol):
     def abandon(self) -> None: ...
 
 
-def _unmount_patiently(target: Path, patience: float = 5.0) -> None:
+def unmount_patiently(target: Path, patience: float = 5.0) -> None:
     """umount(2), waiting while something still closes its files."""
     end = time.monotonic() + patience
     while True:
@@ -132,7 +132,7 @@ class KernelMount:
         if self.ended:
             return
         self.ended = True
-        _unmount_patiently(self.root)
+        unmount_patiently(self.root)
         self.layers.check_lowers()
 
     def abandon(self) -> None:
@@ -206,7 +206,7 @@ class _Daemon:
         """Unmount and wait for the daemon; its exit code. Nothing stays behind in any case."""
         try:
             if self.process.poll() is None:
-                _unmount_patiently(self.root)
+                unmount_patiently(self.root)
             self.process.wait(GRACE)
         finally:
             if self.process.poll() is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import time
@@ -11,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tests.engines.client import Client
 from tests.engines.ground import Ground
 
 #: Seconds until dockerd answers, and until it is gone.
 START: Final = 30.0
 
 
-class Docker:
+class Docker(Client):
     """A dockerd in *ground*, and ``docker`` that talks to it.
 
     *programs* is a directory in front of its PATH, in which its storage driver *driver* finds
@@ -28,7 +28,7 @@ class Docker:
     CLIENT: Final = "/usr/bin/docker"
 
     def __init__(self, ground: Ground, programs: Path, driver: str = "fuse-overlayfs") -> None:
-        self.ground = ground
+        super().__init__(ground)
         self.home = ground.base / "docker"
         self.home.mkdir()
         self.socket = self.home / "docker.sock"
@@ -94,18 +94,6 @@ class Docker:
             **options,
         )
         return out.removesuffix("\n")
-
-    @property
-    def said(self) -> str:
-        """What the last command said on standard error."""
-        return self.ground.said
-
-    def inspect(self, kind: str, name: str) -> dict[str, Any]:
-        """What it knows of a container, an image, a volume, …"""
-        found = json.loads(self(kind, "inspect", name))
-        assert isinstance(found, list)
-        assert isinstance(found[0], dict)
-        return found[0]
 
     def clear(self) -> None:
         """Remove all containers; images stay."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.engines.client import Client
 from tests.engines.ground import USER, Ground
 
 #: The default of nofile is more than some virtual machines let root ask for, cgroups may have no
@@ -36,7 +36,7 @@ mountopt = "{mountopt}"
 """
 
 
-class Podman:
+class Podman(Client):
     """``podman`` with storage and settings of its own, in *ground*.
 
     *program* is what mounts its layers, None for the kernel's overlayfs, *mountopt* what it is
@@ -52,7 +52,7 @@ class Podman:
         stores: Sequence[Path] = (),
         mountopt: str = "",
     ) -> None:
-        self.ground = ground
+        super().__init__(ground)
         self.user = user
         made = ground.base / ("rootless" if user else "root")
         made.mkdir()
@@ -101,18 +101,6 @@ class Podman:
             **options,
         )
         return out.removesuffix("\n")
-
-    @property
-    def said(self) -> str:
-        """What the last command said on standard error."""
-        return self.ground.said
-
-    def inspect(self, kind: str, name: str) -> dict[str, Any]:
-        """What it knows of a container, an image, a volume, …"""
-        found = json.loads(self(kind, "inspect", name))
-        assert isinstance(found, list)
-        assert isinstance(found[0], dict)
-        return found[0]
 
     def image_ids(self, name: str) -> list[str]:
         """The ids of the images called *name*."""

@@ -6,16 +6,14 @@ Nothing of ours helps: binds and overlays are mount(2)'s, unions are mounted by 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests import system
-from tests.mounts import device_minor
+from tests.mounts import device_minor, unmount_patiently
 from tests.watchdog import Watchdog
 from unionfs.driver.api import Mount
 
@@ -81,18 +79,6 @@ def _shorter(options: Sequence[str]) -> tuple[str, list[str]]:
     return place, [key + below, *(one for one in options if not one.startswith(key))]
 
 
-def unmount(target: Path) -> None:
-    """Unmount what is topmost on *target*; what still closes its files is waited for."""
-    end = time.monotonic() + 5
-    while True:
-        try:
-            return system.umount(target)
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
 @contextlib.contextmanager
 def mounted(mounts: Sequence[Mount], target: Path, watchdog: Watchdog) -> Iterator[Path]:
     """*mounts* on *target*, which is made, for the block."""
@@ -105,4 +91,4 @@ def mounted(mounts: Sequence[Mount], target: Path, watchdog: Watchdog) -> Iterat
     finally:
         watchdog.disarm(minor)
         for _ in mounts:
-            unmount(target)
+            unmount_patiently(target)
