@@ -50,6 +50,7 @@ BAD = {
     "not JSON": (request("/VolumeDriver.Create", b"{"), 400, "not JSON"),
     "no object": (request("/VolumeDriver.Create", b"[]"), 400, "not a JSON object"),
     "not UTF-8": (request("/VolumeDriver.Create", b'{"Name": "\xff"}'), 400, "not JSON"),
+    "half a character": (request("/VolumeDriver.Get", b'{"Name": "\\ud800"}'), 400, "not JSON"),
     "very deep": (request("/VolumeDriver.Create", b"[" * 100_000), 400, "not JSON"),
     "no call": (
         request("/VolumeDriver.Explode", b"{}"),

@@ -60,6 +60,7 @@ def test_one_without_a_name(ground: VolumeGround) -> None:
     ("options", "told"),
     [
         ({"colour": "red"}, 'invalid option: "colour"'),
+        ({"type": "none", "o": "bind", "device": "/a\0b"}, "a NUL in it"),
         ({"type": "ext4"}, 'missing required option: "device"'),
         ({"device": "/dev/sda"}, 'missing required option: "type"'),
         ({"o": "ro"}, 'missing required option: "type"'),

@@ -85,10 +85,12 @@ def check_name(name: str) -> None:
 
 def check_options(options: Mapping[str, str]) -> None:
     """Raise `InvalidArgumentError` for *options* that make no volume, alone or together."""
-    for name in options:
+    for name, value in options.items():
         if name not in _KNOWN:
             known = ", ".join(_KNOWN)
             raise InvalidArgumentError(f'invalid option: "{name}"; there are {known}')
+        if "\0" in value:
+            raise InvalidArgumentError(f"{name}={value!r}: a NUL in it")
     kind = options.get("type", "")
     for name in options:
         for needed in _NEEDS.get(name, ()):

@@ -151,6 +151,8 @@ class Connection(BaseHTTPRequestHandler):
             return {}
         try:
             found = json.loads(body)
+            # Half of a character, by its escape, is none that a name or a path may have.
+            json.dumps(found, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, f"not JSON: {error}") from error
         if not isinstance(found, dict):
