@@ -298,6 +298,6 @@ def test_no_store_can_be_had(scratch: Path) -> None:
 
 
 def test_bad_words(scratch: Path) -> None:
-    assert refused("dentist") == "plugin dentist: unknown; there are volume"
+    assert refused("dentist") == "plugin dentist: unknown; there are volume, snapshotter"
     assert refused("volume", "extra") == "plugin volume: see unionfs plugin --help"
     assert refused("volume", "--socket") == "--socket needs a value"
