@@ -46,7 +46,11 @@ class PluginProcess:
                 **popen,
             )
         self.log = log
-        assert self.told() == "READY=1", log.read_text()
+        try:
+            assert self.told() == "READY=1", log.read_text()
+        except BaseException:
+            self.kill()  # nobody else knows it
+            raise
 
     def told(self) -> str:
         """The next that it tells systemd."""
