@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -72,6 +73,22 @@ def test_a_dead_one_is_replaced(scratch: Path) -> None:
         dead.bind(path)
     with made(path):
         connected(path).close()
+
+
+def test_a_directory_that_somebody_keeps_locked(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can read it may, and keeps nobody from starting and from ending."""
+    monkeypatch.setattr("unionfs.plugin.socket._PATIENCE", 0.1)
+    path = scratch / "p.sock"
+    holder = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with made(str(path)):
+            connected(str(path)).close()
+        assert not path.exists()
+    finally:
+        os.close(holder)
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])

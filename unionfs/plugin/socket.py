@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator, MutableMapping
 from typing import Final
 
@@ -25,6 +26,10 @@ _PATH_LIMIT: Final = 107
 _BACKLOG: Final = 128
 #: What a plugin does, whoever may write to its socket lets it do.
 _MASK: Final = 0o177
+#: Seconds in which other plugins are done with the directory. Who has it locked for longer is none,
+#: as any user may who can read it (/run), and holds up nobody.
+_PATIENCE: Final = 2.0
+_LOOK: Final = 0.02
 #: The first descriptor that systemd passes on: sd_listen_fds(3).
 _FIRST: Final = 3
 #: ``struct ucred`` of unix(7): process, user, group.
@@ -137,10 +142,20 @@ def _alone(path: str) -> Iterator[None]:
     """Keep other plugins from making or removing sockets beside *path* meanwhile."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _PATIENCE
+        while not _try_lock(fd) and time.monotonic() < deadline:
+            time.sleep(_LOOK)
         yield
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _clear(path: str) -> None:
