@@ -63,6 +63,8 @@ def test_errors_have_codes(ground: SnapshotterGround) -> None:
     failed("FAILED_PRECONDITION", lambda: client.mounts("base"))
     failed("FAILED_PRECONDITION", lambda: client.commit("new", "view"))
     failed("UNIMPLEMENTED", lambda: client.call("Nonsense", b""))
+    failed("NOT_FOUND", lambda: client.mounts("long" * 100_000))
+    failed("INVALID_ARGUMENT", lambda: client.walk("name==" + "ä" * 100_000 + ","))
     client.prepare("alone")
     assert "rebase" in failed("UNIMPLEMENTED", lambda: client.commit("new", "alone", parent="base"))
     assert [one.name for one in client.walk()] == ["base", "active", "view", "alone"]

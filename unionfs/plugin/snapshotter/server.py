@@ -39,6 +39,9 @@ _GRACE: Final = 30.0
 #: containerd's own limit, each way.
 _LARGEST: Final = 16 << 20
 
+#: Bytes of an error's text. Of all metadata gRPC takes 8 KiB, in which other than ASCII is tripled.
+_TEXT_LIMIT: Final = 2000
+
 #: containerd's errors are told by these codes (its package errdefs); of all others only the text.
 _CODES: Final[dict[type[Exception], grpc.StatusCode]] = {
     MalformedError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -117,11 +120,18 @@ def _failures_told(name: str, context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except MalformedError as error:
-        context.abort(_CODES[MalformedError], f"{name}: not a message of the API: {error}")
+        context.abort(_CODES[MalformedError], _short(f"{name}: not a message of the API: {error}"))
     except (UnionError, OSError) as error:
-        code = _CODES.get(type(error), grpc.StatusCode.UNKNOWN)
-        text = exit_status(error)[1]
-        context.abort(code, text.encode(errors="backslashreplace").decode())
+        context.abort(
+            _CODES.get(type(error), grpc.StatusCode.UNKNOWN), _short(exit_status(error)[1])
+        )
     except Exception as error:
         log.exception("%s failed", name)
-        context.abort(grpc.StatusCode.INTERNAL, f"{name}: internal error: {error!r}")
+        context.abort(grpc.StatusCode.INTERNAL, _short(f"{name}: internal error: {error!r}"))
+
+
+def _short(text: str) -> str:
+    """Return as much of *text* as a reply may have of it: a key may be as long as a request."""
+    told = text.encode(errors="backslashreplace")
+    end = "…" if len(told) > _TEXT_LIMIT else ""
+    return told[:_TEXT_LIMIT].decode(errors="ignore") + end
