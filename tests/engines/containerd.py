@@ -18,6 +18,8 @@ from tests.store.bundles import Layout, config, write_tar
 #: Seconds until either of them answers, and until it is gone.
 START: Final = 30.0
 
+#: Garbage is collected when `Containerd.collect` says so: it takes snapshots that nobody has
+#: in a container, which `ctr snapshots view` makes.
 CONFIGURATION: Final = """\
 version = 2
 root = "{home}/root"
@@ -27,6 +29,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "{home}/socket"
 [ttrpc]
   address = "{home}/ttrpc"
+[plugins."io.containerd.gc.v1.scheduler"]
+  mutation_threshold = 1000000
 [proxy_plugins]
 """
 
@@ -165,6 +169,11 @@ class Containerd:
             **options,
         )
         return out.removesuffix("\n")
+
+    def collect(self) -> None:
+        """Collect garbage, and wait for the end of that."""
+        self("leases", "create", "--id=collected")
+        self("leases", "delete", "--sync", "collected")
 
     @property
     def said(self) -> str:
