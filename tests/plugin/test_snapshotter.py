@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -148,6 +149,15 @@ def test_all_is_there_after_the_plugin_was_killed(ground: SnapshotterGround) -> 
         assert sorted(one.name for one in root.iterdir()) == ["file", "new"]
         ground.restart()
     assert [one.name for one in ground.client.walk()] == ["base", "key"]
+
+
+def test_its_sockets_are_for_its_user_alone(ground: SnapshotterGround) -> None:
+    """Whatever may be done by default: also the one that connections are passed on to."""
+    assert ground.plugin.end() == 0
+    ground.root.chmod(0o755)
+    ground.start(umask=0)
+    for path in (ground.socket, ground.root / "grpc"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
 
 
 def test_calls_are_answered_or_refused_at_the_end(ground: SnapshotterGround) -> None:

@@ -106,6 +106,16 @@ def made(path: str) -> Iterator[socket.socket]:
         own.close()
 
 
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Let what is made in the block, also by other threads, be its owner's alone (mode 0600)."""
+    before = os.umask(_MASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def require_short(path: str) -> None:
     """Raise `PluginError` if no socket can be at *path*, which has too many bytes."""
     if len(os.fsencode(path)) > _PATH_LIMIT:
@@ -119,11 +129,8 @@ def _bound(path: str) -> tuple[socket.socket, tuple[int, int]]:
     try:
         with _alone(path):
             _clear(path)
-            before = os.umask(_MASK)
-            try:
+            with private():
                 own.bind(path)
-            finally:
-                os.umask(before)
             # From here on it is not taken for one that was left.
             own.listen(_BACKLOG)
             return own, _identity(path)

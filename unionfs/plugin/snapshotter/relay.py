@@ -2,7 +2,7 @@
 
 The library that speaks gRPC opens its sockets by itself. Ours is made, or given by systemd, as for
 every plugin (`unionfs.plugin.socket`), so what connects there is passed on to one of the library's,
-in a directory that nobody else can enter.
+which is for our user alone.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from unionfs.plugin.snapshotter.home import claimed
 from unionfs.plugin.snapshotter.protobuf import MalformedError, decode, encode
 from unionfs.plugin.snapshotter.relay import relay
 from unionfs.plugin.snapshotter.service import Snapshots
-from unionfs.plugin.socket import require_short
+from unionfs.plugin.socket import private, require_short
 from unionfs.plugin.supervisor import Supervisor
 from unionfs.store.store import Store
 
@@ -70,7 +70,8 @@ def serve(listener: socket, supervisor: Supervisor, store: Store) -> None:
                 ("grpc.max_send_message_length", _LARGEST),
             ],
         )
-        server.add_insecure_port(f"unix:{inner}")
+        with private():  # the store's directory may be one that others can enter
+            server.add_insecure_port(f"unix:{inner}")
         server.start()
         supervisor.ready()
         relay(listener, inner, until=supervisor)
