@@ -8,10 +8,12 @@ from here: a mount(8) before 2.39 loses them, and says nothing, where mounts are
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -32,6 +34,8 @@ _OVERLAY_WORDS: Final = frozenset(
 )
 #: mount(2) takes a page of options; the rest is for what mount(8) adds.
 _OPTIONS_LIMIT: Final = 4000
+#: Seconds that a mount may be in use by what another thread is starting.
+_BUSY_PATIENCE: Final = 1.0
 
 
 def attach(
@@ -188,8 +192,24 @@ def _run_mount(arguments: Sequence[str], place: str) -> None:
 def detach(target: str, *, lazy: bool = False) -> None:
     """Unmount what is topmost on *target*; wait for the daemon of a union.
 
-    Raises `MountError`.
+    Raises `MountError`; for what is busy only after a moment, if we have threads: a program that
+    another one starts has the files that we have open until it is there.
     """
+    deadline = time.monotonic() + (_BUSY_PATIENCE if threading.active_count() > 1 else 0)
+    while True:
+        try:
+            _detach(target, lazy=lazy)
+        except MountError as error:
+            cause = error.__cause__
+            is_busy = isinstance(cause, OSError) and cause.errno == errno.EBUSY
+            if not is_busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _detach(target: str, *, lazy: bool) -> None:
     try:
         place = mounting.resolve(os.fsencode(target))
     except OSError as error:

@@ -324,7 +324,8 @@ def unmount(target: bytes, *, lazy: bool = False) -> None:
         return
     code = ctypes.get_errno()
     if code != errno.EPERM:
-        raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}")
+        cause = OSError(code, os.strerror(code))
+        raise MountError(f"{os.fsdecode(target)}: {cause.strerror}") from cause
     if _fusermount() is None:
         raise MountError(f"{os.fsdecode(target)}: {os.strerror(code)}, and no fusermount3 in PATH")
     _run_fusermount(["-u", *(["-z"] if lazy else []), "--", os.fsdecode(target)], target)
