@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.figures import TIMES, figure, goal_text, ratio, shown, verdict
-from tests.bench.model import DRIVERS, ENGINES, MOUNTS, PARTS, Row, Scenario
+from tests.bench.model import DRIVERS, ENGINES, MOUNTS, PARTS, UNPRIVILEGED, Row, Scenario
 from tests.bench.report import Report
 from tests.bench.run import rows_of
 
-#: Each part has marks of its own.
+#: Each part has marks of its own, and others for figures of an ordinary user.
 MARKS = {
     MOUNTS: "written by scripts/bench --markdown",
     DRIVERS: "storage drivers, written by scripts/bench --markdown",
@@ -25,7 +25,10 @@ def write(path: Path, report: Report) -> None:
     page = path.read_text() if path.exists() else ""
     blocks = []
     for name, part in _parts(report):
-        begin, end = (f"<!-- {word}: {MARKS[name]} -->" for word in ("begin", "end"))
+        about = MARKS[name]
+        if part.modes() == [UNPRIVILEGED]:
+            about = f"unprivileged, {about}"
+        begin, end = (f"<!-- {word}: {about} -->" for word in ("begin", "end"))
         block = f"{begin}\n\n{_part_text(part)}\n{end}\n"
         blocks.append(block)
         if begin in page and end in page:
