@@ -77,6 +77,8 @@ def _be_daemon(work: Callable[[Ready], None], writer: int, keep: int | None) -> 
     # What the caller dropped and has not collected must not be closed here: what the work
     # opens next would get the number, and lose it to `_let_go`.
     gc.freeze()
+    # Nor must signals be written to one that gets the number of the caller's pipe for them.
+    signal.set_wakeup_fd(-1)
     # The caller's locks and pipes; those that the work opens come later.
     inherited = _open_descriptors() - {writer, keep}
     # Before the mount, which may hide them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable
 
 from unionfs import daemon
@@ -41,3 +42,25 @@ def test_what_the_caller_has_not_collected_costs_the_daemon_nothing() -> None:
     with open(reader, "rb") as pipe:
         pid = int(pipe.read())
     os.waitpid(pid, 0)
+
+
+def test_signals_of_the_daemon_are_not_written_to_the_callers_pipe() -> None:
+    """Its number is that of another file of the daemon's by then."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def work(ready: Callable[[], None]) -> None:
+        own = os.dup(writer)
+        ready()
+        os.write(own, b"%d %d" % (os.getpid(), signal.set_wakeup_fd(-1)))
+
+    before = signal.set_wakeup_fd(writer)
+    try:
+        daemon.start(work)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+    with open(reader, "rb") as pipe:
+        pid, told = map(int, pipe.read().split())
+    os.waitpid(pid, 0)
+    assert told == -1

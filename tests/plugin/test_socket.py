@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,20 @@ def test_no_store_can_be_had(scratch: Path) -> None:
     said = refused("volume", f"--socket={scratch / 'p.sock'}", f"--root={scratch / 'store'}")
     assert "store.db: file is not a database" in said
     assert not (scratch / "p.sock").exists()
+
+
+def test_a_signal_that_another_thread_gets() -> None:
+    """The kernel chooses among those of a plugin, and nothing else wakes the one that waits."""
+
+    def get() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    with Supervisor({}) as told:
+        thread = threading.Thread(target=get)
+        thread.start()
+        assert told.wait(5)
+        thread.join()
 
 
 def test_bad_words(scratch: Path) -> None:

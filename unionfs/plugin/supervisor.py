@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -30,25 +29,24 @@ class Supervisor:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._before: dict[signal.Signals, Any] = {}
+        self._woken = -1
 
     def __enter__(self) -> Self:
         for number in ENDING:
             # Who has it ignored, as nohup(1), has it ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._told)
+                self._before[number] = signal.signal(number, _told)
+        # Told by whichever thread the signal comes to, and though it comes just before the main
+        # thread waits: Python's own handlers run when that does something again.
+        self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_raised: object) -> None:
+        signal.set_wakeup_fd(self._woken)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self._reader)
         os.close(self._writer)
-
-    def _told(self, _number: int, _frame: FrameType | None) -> None:
-        # A pipe, since a handler may come in the midst of a lock that it would want. One that is
-        # full has told it often enough.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"\0")
 
     def fileno(self) -> int:
         """Return a descriptor that can be read from as soon as the plugin is to end."""
@@ -78,3 +76,7 @@ class Supervisor:
                 channel.sendall(state.encode())
         except OSError as error:
             log.warning("%s: could not be told %s: %s", self._address, state, error.strerror)
+
+
+def _told(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the signal's number is in the pipe, and without a handler it would end us."""
