@@ -289,6 +289,23 @@ def test_a_mount_namespace_ends_though_it_had_disks_mounted(ext4: Blocks) -> Non
     assert ext4.daemons() == []
 
 
+def test_what_others_unmount_is_not_kept(ext4: Blocks, tmp_path: Path) -> None:
+    """The memory of a tmpfs, say, or a disk that is to be pulled out."""
+    ext4.driver.prepare("key")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
+    try:
+        with ext4.at("key"):
+            for pid in ext4.daemons():
+                targets = [
+                    line.split()[4]
+                    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+                ]
+                assert str(tmp_path) not in targets
+                assert "/" in targets
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 def _is_released(ext4: Blocks, key: str) -> bool:
     try:
         ext4.driver.release(key)

@@ -2,7 +2,8 @@
 
 The process belongs to nobody's session, control group or mount namespace, and lives until it is
 stopped. If it were the last in a namespace that has its own disk mounted, it could not be killed:
-the kernel would unmount the disk in the middle of it, and wait for it to write what is left.
+the kernel would unmount the disk in the middle of it, and wait for it to write what is left. And
+what others unmount would be in use for as long as it lives.
 
 It is known by a directory that has
 
@@ -26,7 +27,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -41,10 +42,8 @@ DAEMON: Final = "qemu-storage-daemon"
 EXPORT: Final = "export"
 #: Seconds for a command, and for the end of the process.
 _PATIENCE: Final = 60.0
-#: Block devices of this major number are loop devices.
-_LOOP: Final = "7:"
-#: File systems that lie on others.
-_STACKED: Final = frozenset({"fuse", "fuseblk", "overlay"})
+#: What any process needs to see, and this one.
+_NEEDED: Final = ("/dev/fuse", "/proc/self", "/sys", "/lib", "/lib64")
 #: Where a process is moved, so that it ends with no service or session: cgroup v2, and v1's.
 _ROOT_GROUPS: Final = ("", "systemd/", "unified/")
 
@@ -86,25 +85,32 @@ def _launch(run: str, nodes: list[Mapping[str, Any]], *, read_only: bool) -> Non
     arguments += ["--monitor", "chardev=commands"]
     arguments += ["--daemonize", "--pidfile", os.path.join(run, "pid")]
 
+    files = [str(node["filename"]) for node in nodes if "filename" in node]
+
     def launch() -> None:
         mounting.leave_namespace()
-        _shed_mounts(os.fsencode(run))
+        _shed_mounts([run, shutil.which(DAEMON) or run, *files, *_NEEDED])
         programs.run([DAEMON, *arguments], place=run)
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(launch).result()
 
 
-def _shed_mounts(keep: bytes) -> None:
-    """Take all that may lie on a disk of ours out of this thread's namespace, not *keep*'s own."""
-    shed: list[bytes] = []
+def _shed_mounts(needed: Sequence[str]) -> None:
+    """Take all mounts out of this thread's namespace but those that hold the *needed* paths.
+
+    What lies on a disk of ours must not be there, and what others unmount is to be gone.
+    """
+    kept = [os.fsencode(os.path.realpath(path)) for path in needed]
+    shed: set[bytes] = set()
     for entry in mounting.mounts():
-        if _holds(entry.target, keep) or any(_holds(one, entry.target) for one in shed):
+        target = entry.target
+        if any(_holds(target, path) for path in kept):
             continue
-        if entry.device.startswith(_LOOP) or entry.kind.partition(".")[0] in _STACKED:
+        if not any(one != target and _holds(one, target) for one in shed):
             with contextlib.suppress(MountError):
-                mounting.unmount(entry.target, lazy=True)
-                shed.append(entry.target)
+                mounting.unmount(target, lazy=True)
+                shed.add(target)
 
 
 def _holds(directory: bytes, path: bytes) -> bool:
