@@ -31,6 +31,8 @@ def unmount(target: str, *, lazy: bool = False) -> int | None:
     mounting.unmount(place, lazy=lazy)
     if record is None:
         return None
+    if not lazy and (other := _also_at(entry.device)) is not None:
+        raise MountError(f"{target}: unmounted here, but the union is mounted on {other} too")
     if registry.wait_for_end(record, _LAZY_PATIENCE if lazy else _PATIENCE):
         # One that was killed could not remove it.
         registry.remove(record)
@@ -40,3 +42,9 @@ def unmount(target: str, *, lazy: bool = False) -> int | None:
             f"{target}: unmounted here, but process {record.pid} still serves it elsewhere"
         )
     return record.pid
+
+
+def _also_at(device: str) -> str | None:
+    """Return where else the mount *device* is in this namespace, as binds show it."""
+    places = (entry.target for entry in mounting.unions() if entry.device == device)
+    return next((os.fsdecode(place) for place in places), None)

@@ -161,6 +161,28 @@ def test_a_union_that_another_namespace_holds_is_not_waited_for_forever(
     assert wait_for_end(pid)
 
 
+def test_a_union_that_is_mounted_twice_is_not_waited_for(command: Command) -> None:
+    """As a volume is, which is bound from its store to where somebody wants it."""
+    command.mount()
+    pid = command.info()["pid"]
+    bound = command.base / "bound"
+    bound.mkdir()
+    subprocess.run(["mount", "--bind", command.target, bound], check=True)
+    try:
+        began = time.monotonic()
+        done = command.run("umount", "bound", status=32)
+        assert time.monotonic() - began < 30  # not the minute that a daemon has for its end
+        assert done.stderr == (
+            f"unionfs: bound: unmounted here, but the union is mounted on {command.target} too\n"
+        )
+        assert not os.path.ismount(bound)
+        assert command.info()["state"] == "live"
+    finally:
+        subprocess.run(["umount", bound], check=False, capture_output=True)
+    command.run("umount", "m")
+    assert wait_for_end(pid, 0)
+
+
 # --- ls
 
 

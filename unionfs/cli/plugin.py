@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from socket import socket
@@ -70,7 +71,9 @@ def _snapshotter(store: Store, arguments: Arguments) -> None:
     except ModuleNotFoundError as error:
         if error.name != "grpc":
             raise
-        raise UnsupportedError("grpcio is missing: pip install 'unionfs[containerd]'") from error
+        # There may be several Pythons, and Debian's own takes no packages of pip's.
+        command = f"{sys.executable} -m pip install grpcio"
+        raise UnsupportedError(f"grpcio is missing: {command}") from error
 
     _serve(
         arguments,
