@@ -619,6 +619,23 @@ async def test_who_runs_it_before_the_release_of_a_writer_looks_again(files: Lay
                 client.fs.release(handle)
 
 
+async def test_who_was_let_in_to_run_it_before_the_release_looks_again(files: Layers) -> None:
+    """The kernel asks for OPEN when it has looked at the mode, and RELEASE may be between."""
+    assert files.upper is not None
+    path = files.upper / "upper"
+    with opened(files) as client:
+        client.fs.connect(_Backs())
+        async with client.node("upper") as node:
+            writer = (await client.fs.open(node, os.O_RDWR)).handle
+            await client.fs.setattr(node, Changes(mode=0o4777))
+            path.write_bytes(b"evil")  # as the kernel does it
+            client.fs.release(writer)
+            assert suid(path) == 0o777
+            with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+                await client.fs.open(node, os.O_RDONLY | FMODE_EXEC)
+            client.fs.release((await client.fs.open(node, os.O_RDONLY | FMODE_EXEC)).handle)
+
+
 async def test_what_is_written_during_a_chmod_is_seen(
     files: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -671,7 +688,8 @@ def test_nobody_runs_what_was_written_with_the_owners_rights(layers: Layers, uni
     path.chmod(0o777)
     path = union().root / "program"
 
-    def attack(fd: int) -> int:
+    def attack(fd: int, alone: int) -> int:
+        os.read(alone, 1)  # while the other has it open for writing, nobody runs it
         os.pwrite(fd, content[:4], 0)
         os.close(fd)
         child = subprocess.Popen([path, "1"])
@@ -685,17 +703,19 @@ def test_nobody_runs_what_was_written_with_the_owners_rights(layers: Layers, uni
         fd = os.open(path, os.O_RDWR)
         path.chmod(0o4777)
         reader, writer = os.pipe()
+        alone, others = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 os.close(reader)
+                os.close(others)
                 os.setgid(USER)
                 os.setuid(USER)
-                os.write(writer, b"%d" % attack(fd))
+                os.write(writer, b"%d" % attack(fd, alone))
             finally:
                 os._exit(0)
-        os.close(fd)
-        os.close(writer)
+        for one in (fd, writer, alone, others):
+            os.close(one)
         os.waitpid(pid, 0)
         answer = os.read(reader, 10)
         os.close(reader)

@@ -67,8 +67,10 @@ class OpenFiles:
         Raises EROFS, EPERM for protected files, and what the layer says.
         """
         writes = flags & os.O_ACCMODE != os.O_RDONLY
-        if passthrough.settle(self._tree, node) and flags & _FMODE_EXEC:
+        passthrough.settle(self._tree, node)
+        if flags & _FMODE_EXEC and node.ino in self._tree.stripped:
             # Who is about to run it would run it with its old mode: the kernel looks again.
+            self._tree.stripped.discard(node.ino)
             fail(errno.ESTALE)
         if writes or flags & os.O_TRUNC:
             self._tree.refuse_read_only()

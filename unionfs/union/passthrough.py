@@ -89,25 +89,21 @@ def set_ids_changed(node: FileNode, status: os.stat_result | None, *, with_times
     opened.set_ids_since = since if status.st_mode & _SET_IDS else None
 
 
-def settle(tree: MergedTree, node: FileNode) -> bool:
-    """Do what the kernel has left undone after writing, before the file is used otherwise.
-
-    Return whether setuid or setgid had to go, which the kernel then does not know yet.
-    """
+def settle(tree: MergedTree, node: FileNode) -> None:
+    """Do what the kernel has left undone after writing, before the file is used otherwise."""
     opened = node.opened
     if opened is None or not opened.backing or opened.backs_lower:
-        return False
+        return
     status = os.fstat(opened.fd)
-    stripped = False
     if opened.set_ids_since is not None and status.st_mtime_ns != opened.set_ids_since:
         opened.set_ids_since = None
         with tree.object(node) as path:
-            stripped = copymeta.strip_set_ids(tree, path, status.st_mode)
+            if copymeta.strip_set_ids(tree, path, status.st_mode):
+                tree.stripped.add(node.ino)
     if status.st_mtime_ns != opened.known_mtime:
         opened.known_mtime = status.st_mtime_ns
         if tree.kernel is not None:
             tree.kernel.attributes_changed(node.ino)
-    return stripped
 
 
 def end(tree: MergedTree, opened: OpenFile) -> None:

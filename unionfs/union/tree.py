@@ -62,6 +62,9 @@ class MergedTree:
         self.kernel: Kernel | None = None
         #: Set where numbers are written down (``nfs_export=on``).
         self.exports: Exports | None = None
+        #: Numbers of files that lost setuid or setgid to a write that the kernel made without us:
+        #: who was let in to run one before we told may not know it yet.
+        self.stripped: set[int] = set()
         self._reported: set[str] = set()
 
     def _root(self) -> tuple[DirNode, Numbers]:
