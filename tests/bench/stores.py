@@ -17,6 +17,7 @@ from tests import system
 from tests.bench.arena import Ground, run
 from tests.bench.mounting import Launch
 from tests.bench.systems import System, output
+from tests.engines.containerd import OWN_HOME
 from tests.mounts import GRACE, device_minor, mounted_below
 from tests.watchdog import abort
 from unionfs import __version__
@@ -33,17 +34,6 @@ DRIVERS = {
 SNAPSHOTTERS = ("containerd-overlayfs", "containerd-native")
 #: Whom the ratios are to.
 PEER = SNAPSHOTTERS[0]
-
-CONFIGURATION = """\
-version = 2
-root = "{home}/root"
-state = "{home}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "{home}/socket"
-[ttrpc]
-  address = "{home}/ttrpc"
-"""
 
 
 def find() -> tuple[list[System], list[str]]:
@@ -110,7 +100,7 @@ class Store:
         if self.system.kind != "containerd":
             return
         configuration = self.root / "config.toml"
-        configuration.write_text(CONFIGURATION.format(home=self.root))
+        configuration.write_text(OWN_HOME.format(home=self.root))
         log = self.root / "log"
         with log.open("w") as file:
             self.containerd = self.launch.start(

@@ -18,9 +18,8 @@ from tests.store.bundles import Layout, config, write_tar
 #: Seconds until either of them answers, and until it is gone.
 START: Final = 30.0
 
-#: Garbage is collected when `Containerd.collect` says so: it takes snapshots that nobody has
-#: in a container, which `ctr snapshots view` makes.
-CONFIGURATION: Final = """\
+#: A containerd with all that is its own in the directory *home*.
+OWN_HOME: Final = """\
 version = 2
 root = "{home}/root"
 state = "{home}/state"
@@ -29,7 +28,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "{home}/socket"
 [ttrpc]
   address = "{home}/ttrpc"
-[plugins."io.containerd.gc.v1.scheduler"]
+"""
+
+#: Garbage is collected when `Containerd.collect` says so: it takes snapshots that nobody has
+#: in a container, which `ctr snapshots view` makes.
+CONFIGURATION: Final = f"""\
+{OWN_HOME}[plugins."io.containerd.gc.v1.scheduler"]
   mutation_threshold = 1000000
 [proxy_plugins]
 """

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -88,17 +88,9 @@ def _mount_by_command(one: Mount, target: str) -> None:
     A daemon would have the files that they have open for the moment, and keep their mounts busy.
     """
     words = ["mount", "-o", ",".join(one.options), "--", one.source, target]
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "unionfs", *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        check=False,
-    )
+    done = _run([sys.executable, "-P", "-m", "unionfs", *words])
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise MountError(said[-1].removeprefix("unionfs: "))
+        raise MountError(_said(done)[-1].removeprefix("unionfs: "))
 
 
 def _mount_plainly(one: Mount, target: str) -> bool:
@@ -172,21 +164,31 @@ def _run_mount(arguments: Sequence[str], place: str) -> None:
     # Newer ones ask the kernel option by option, of 256 bytes each: too little for layers.
     environment = {**os.environ, "LC_ALL": "C", "LIBMOUNT_FORCE_MOUNT2": "always"}
     try:
-        done = subprocess.run(
-            ["mount", *arguments],
-            cwd=place,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=False,
-        )
+        done = _run(["mount", *arguments], cwd=place, env=environment)
     except FileNotFoundError as error:
         raise UnsupportedError("mount(8) is not in PATH: install the package mount") from error
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise MountError(said[0].removeprefix("mount: "))
+        raise MountError(_said(done)[0].removeprefix("mount: "))
+
+
+def _run(
+    words: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+    )
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines of what a program that failed has said, at least one."""
+    return done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
 
 
 def detach(target: str, *, lazy: bool = False) -> None:
