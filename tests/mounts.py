@@ -28,9 +28,12 @@ GRACE = 5.0
 
 
 class Layers:
-    """The directories of one union below *base*; `lowers` is topmost first."""
+    """The directories of one union below *base*; `lowers` is topmost first.
 
-    def __init__(self, base: Path, lowers: int = 2) -> None:
+    They are made, unless they are *there* already.
+    """
+
+    def __init__(self, base: Path, lowers: int = 2, *, there: bool = False) -> None:
         self.base = base
         self.upper: Path | None = base / "upper"
         self.work: Path | None = base / "work"
@@ -39,7 +42,7 @@ class Layers:
         self._lowers_before: dict[Path, tree.Tree] = {}
         self.lower_may_change = False
         for directory in (*self.lowers, base / "upper", base / "work", self.merged):
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=there)
 
     def options(self, *extra: str) -> str:
         """The `-o` string that all three filesystems understand."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.crash.changes import CHANGES
-from tests.crash.test_kill import make
+from tests.crash.operations import make
 from tests.mounts import Layers
 from tests.system import RENAME_EXCHANGE
 from tests.union.client import Client, opened
@@ -106,7 +106,8 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 def fresh(base: Path) -> Layers:
     layers = Layers(base)
-    make(layers)
+    assert layers.upper is not None
+    make(layers.upper, *layers.lowers)
     layers.remember_lowers()
     return layers
 
