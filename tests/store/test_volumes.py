@@ -15,6 +15,7 @@ import pytest
 
 from tests import system
 from tests.store.volume_ground import VolumeGround
+from tests.vm.cut_steps import archive
 from unionfs import registry
 from unionfs.errors import (
     AlreadyExistsError,
@@ -25,9 +26,11 @@ from unionfs.errors import (
 )
 from unionfs.fuse import mounting
 from unionfs.store import views
+from unionfs.store.backup import restore
 from unionfs.store.store import Store
 from unionfs.store.uses import Uses
 from unionfs.store.volume import ANONYMOUS
+from unionfs.store.volume_table import VolumeTable
 from unionfs.store.volumes import Volumes
 
 pytestmark = pytest.mark.needs_root
@@ -307,6 +310,37 @@ def test_what_run_asks_for(ground: VolumeGround) -> None:
     made = ground.volumes.create("mem", options={"type": "tmpfs"})
     assert ground.volumes.obtain("mem") == made
     assert ground.volumes.obtain("new") == ground.volumes.find("new")
+
+
+@pytest.mark.parametrize(("call", "change"), [("remove", "delete"), ("restore", "set_data")])
+def test_no_link_outlasts_what_it_leads_to(
+    ground: VolumeGround, monkeypatch: pytest.MonkeyPatch, call: str, change: str
+) -> None:
+    """The disk has no link by the time that its database says so: see tests/vm/cut_steps.py."""
+    ground.volumes.create("vol")
+    link = ground.root / "volumes/vol/_data"
+    assert link.is_symlink()
+    order = []
+    sync, write = os.fsync, getattr(VolumeTable, change)
+
+    def synced(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink() == link.parent and not link.is_symlink():
+            order.append("synced")
+        sync(fd)
+
+    def written(*arguments: object) -> None:
+        order.append("written")
+        write(*arguments)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(VolumeTable, change, written)
+    if call == "remove":
+        ground.volumes.remove("vol")
+    else:
+        files = archive({"file": b"new"})
+        restore(ground.volumes, "vol", files, progress=lambda _size: None, notice=pytest.fail)
+        assert (link / "file").read_text() == "new"
+    assert order == ["synced", "written"]
 
 
 def test_read_only(ground: VolumeGround) -> None:

@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.vm]
 #: Bytes of the disk, and of its log.
 SIZES = {"ext4": 160 << 20, "xfs": 320 << 20}
 LOG = 2 << 30
+#: Where it is mounted, in the guest and here: a store knows its own path.
+PLACE = Path("/mnt")
 _SCRIPT = "/unionfs/tests/vm/guest/cuts"
 
 
@@ -49,8 +51,7 @@ class Playing:
         """Cut the power *cuts* times in the midst of the steps of *seed*, and look."""
         planned = steps(seed, self._filesystem, only)
         expected = sides(planned, self._scratch / "expected", self._watchdog)
-        place, seat = self._scratch / "place", self._scratch / "seat"
-        place.mkdir()
+        seat = self._scratch / "seat"
         seat.mkdir()
         random = Random(f"cuts {seed}")
         begin, end = self._playback.find("start"), len(self._playback.entries)
@@ -58,8 +59,8 @@ class Playing:
             lost = self._playback.cut(at, Random(f"{seed} {number}"), self._scratch / "image")
             progress = Progress.of(self._playback.marks(at))
             try:
-                with mounted(self._scratch / "image", self._filesystem, place):
-                    Cut(place, planned, progress, expected, self._watchdog).check(seat)
+                with mounted(self._scratch / "image", self._filesystem, PLACE):
+                    Cut(PLACE, planned, progress, expected, self._watchdog).check(seat)
             except Exception as error:
                 error.add_note(f"seed {seed}, cut {number} before entry {at}: {lost}")
                 raise

@@ -102,9 +102,17 @@ class VolumeTree:
             os.symlink(directory, self.mountpoint)
 
     def unlink(self) -> None:
-        """Undo `link`: before the files come to be somewhere else."""
+        """Undo `link`: before the files come to be somewhere else, or are gone.
+
+        It is so after a power cut, too: no link leads to what is nobody's any more.
+        """
         if os.path.islink(self.mountpoint):
             os.unlink(self.mountpoint)
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def show(self, users: Sequence[str]) -> str:
         """Let the files be seen in a directory, and return it; *users* use them already.

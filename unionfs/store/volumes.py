@@ -250,6 +250,7 @@ class Volumes:
                 raise FailedPreconditionError(f"remove {name}: volume is in use - [{shown}]")
             tree = self.tree(volume)
             tree.hide()
+            tree.unlink()
             self._table.delete(name)
             tree.remove()
             if not volume.data:
