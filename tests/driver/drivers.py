@@ -48,6 +48,9 @@ KITS: dict[str, Kit] = {
     "block-ext4": Kit("block", {"size": "1G"}, overhead=4 << 20),
     "block-xfs": Kit("block", {"size": "1G", "fs": "xfs"}, overhead=8 << 20),
     "block-thin": Kit("block", {"size": "1G", "engine": "thin"}, overhead=8 << 20, pool=True),
+    "block-thin-xfs": Kit(
+        "block", {"size": "1G", "engine": "thin", "fs": "xfs"}, overhead=8 << 20, pool=True
+    ),
     "reflink-xfs": Kit("reflink", mkfs="mkfs.xfs -q -m reflink=1", overhead=1 << 16),
     "reflink-btrfs": Kit("reflink", mkfs="mkfs.btrfs -q", overhead=1 << 16),
     "example": Kit("copy", whole=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests import system
+from tests.archives import archive, member
 from tests.store.volume_ground import VolumeGround
-from tests.vm.cut_steps import archive
 from unionfs import registry
 from unionfs.errors import (
     AlreadyExistsError,
@@ -337,7 +338,7 @@ def test_no_link_outlasts_what_it_leads_to(
     if call == "remove":
         ground.volumes.remove("vol")
     else:
-        files = archive({"file": b"new"})
+        files = io.BytesIO(archive(member("file", data=b"new")))
         restore(ground.volumes, "vol", files, progress=lambda _size: None, notice=pytest.fail)
         assert (link / "file").read_text() == "new"
     assert order == ["synced", "written"]

@@ -3,5 +3,6 @@
 - `__main__`: the command; `machine`: one guest, from its start to its end;
 - `kernel`, `root`: what is booted, made of Debian's packages, and `initramfs`, what finds it;
 - `cargo`: the checkout and the command, as the guest gets them; `cache`: what is made once;
+- `writelog`, `cut_steps`, `cut_checks`: power cuts, what is going on then, and what must be so;
 - ``guest/init``, ``guest/start``: the two scripts that run in it before the command.
 """

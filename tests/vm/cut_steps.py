@@ -13,12 +13,12 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
+from tests import archives
 from tests.crash.operations import OPERATIONS, Operation, make, write
 from tests.mounts import Layers
 from unionfs.store.backup import restore
@@ -225,7 +225,7 @@ class Worker:
         restore(
             Volumes(self._stores[step.driver]),
             volume_of(step.driver),
-            archive(step.files()),
+            packed(step.files()),
             progress=lambda _size: None,
             notice=lambda _text: None,
         )
@@ -236,16 +236,10 @@ def volume_of(driver: str) -> str:
     return f"{VOLUME}-{driver}"
 
 
-def archive(files: dict[str, bytes]) -> io.BytesIO:
+def packed(files: dict[str, bytes]) -> io.BytesIO:
     """Return a tar of *files*."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    made.seek(0)
-    return made
+    members = (archives.member(name, data=data) for name, data in files.items())
+    return io.BytesIO(archives.archive(*members))
 
 
 def _say_to_log(name: str) -> Callable[[str], None]:

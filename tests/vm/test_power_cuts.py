@@ -79,7 +79,7 @@ def play(
 ) -> None:
     """Let a guest make the steps of *seed*, and cut its power *cuts* times."""
     disks = ("--disk", str(SIZES[filesystem]), "--disk", str(LOG))
-    words = ("--machine", machine, *disks, "--", _SCRIPT, filesystem, str(seed), *only)
+    words = ("--machine", machine, *disks, "--", _SCRIPT, "--log", filesystem, str(seed), *only)
     done = vm(*words, seconds=900)
     assert done.returncode == 0, done.stdout + done.stderr
     log = disk_of(machine, 1, scratch / "log")
@@ -100,3 +100,26 @@ def test_fifty_cuts(
 ) -> None:
     """Two seeds on two file systems: two hundred cuts."""
     play(vm, machine, scratch, watchdog, filesystem=filesystem, seed=seed, cuts=50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("filesystem", DRIVERS)
+def test_a_real_cut(
+    vm: Run, machine: str, scratch: Path, watchdog: Watchdog, filesystem: str, seed: int
+) -> None:
+    """The guest is gone as soon as its console shows a step that the seed draws."""
+    planned = steps(seed, filesystem)
+    cut_at = f"begin-{Random(seed).randrange(5, len(planned))}"
+    disk = ("--disk", str(SIZES[filesystem]), "--crash-after", cut_at)
+    done = vm("--machine", machine, *disk, "--", _SCRIPT, filesystem, str(seed), seconds=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # What it said last may have been cut off, and what it did then was not heard of.
+    heard = done.stdout.rpartition("\n")[0].splitlines()
+    progress = Progress.of(heard, all_heard=len(planned))
+    assert progress.durable
+    image, seat = disk_of(machine, 0, scratch / "image"), scratch / "seat"
+    seat.mkdir()
+    expected = sides(planned, scratch / "expected", watchdog)
+    with mounted(image, filesystem, PLACE):
+        Cut(PLACE, planned, progress, expected, watchdog).check(seat)

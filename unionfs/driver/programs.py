@@ -21,6 +21,8 @@ _PACKAGES: Final = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "fsfreeze": "util-linux",
+    "blockdev": "util-linux",
+    "wipefs": "util-linux",
     "mount": "mount",
     "cp": "coreutils",
     "dmsetup": "dmsetup",

@@ -185,7 +185,8 @@ class Devices:
     def detach(self, number: int) -> None:
         """Take the path of a device away, with all in its place on the disk.
 
-        Raises `FailedPreconditionError` while it is mounted.
+        Raises `FailedPreconditionError` while it is mounted, ``OSError`` where something was
+        not written: the path is gone then, too.
         """
         with self.use(number):
             try:
@@ -201,8 +202,13 @@ class Devices:
                 return
             blockdev.require_unmounted(path)
             with self._trying(device, State.DETACHING, State.READY, clean=False):
-                clean = device.read_only or self._left_clean(device, path)
-                self._engine.detach(number)
+                try:
+                    clean = device.read_only or self._left_clean(device, path)
+                    self._engine.detach(number)
+                except OSError:
+                    # What the disk does not take now is lost, and the rest is to be repaired.
+                    self._engine.detach(number, force=True)
+                    raise
             if clean:
                 self._write(number, State.READY, clean=True)
 

@@ -23,10 +23,10 @@ from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
 from unionfs.errors import FaultyError, InvalidArgumentError, NotFoundError, UsageError
 from unionfs.reserve import Reserve
 
-#: By name: the engine, and the options that are its own and that it needs.
+#: By name: the engine, and the options that are its own.
 _ENGINES: Final[dict[str, tuple[type[Qcow2Engine | ThinEngine], frozenset[str]]]] = {
     "qcow2": (Qcow2Engine, frozenset()),
-    "thin": (ThinEngine, frozenset({"thinpool"})),
+    "thin": (ThinEngine, frozenset({"thinpool", "datadev", "metadatadev"})),
 }
 _DEFAULT_SIZE: Final = "10G"
 _LINK: Final = "device"
@@ -45,6 +45,8 @@ class BlockDriver(SnapshotDriver):
         "fs": "ext4 (the default) or xfs: the file system in new devices",
         "size": f"the limit of a snapshot that is told none, {_DEFAULT_SIZE} by default",
         "thinpool": "the pool of engine=thin: /dev/mapper/NAME",
+        "datadev": "instead of thinpool: the device that a pool is made of",
+        "metadatadev": "with datadev: the device for the metadata of that pool",
     }
     schema: ClassVar[tuple[str, ...]] = (devices.SCHEMA,)
 
@@ -82,12 +84,11 @@ class BlockDriver(SnapshotDriver):
         name = options.get("engine", "qcow2")
         if name not in _ENGINES:
             raise UsageError(f"engine={name}: it is {' or '.join(_ENGINES)}")
-        engine, needed = _ENGINES[name]
+        engine, known = _ENGINES[name]
         for other, (_, own) in _ENGINES.items():
-            for option in own & options.keys() - needed:
+            for option in sorted(own & options.keys() - known):
                 raise UsageError(f"{option}: only with engine={other}")
-        for option in needed - options.keys():
-            raise UsageError(f"engine={name}: needs {option}=")
+        engine.check_options(options)
         return lambda: engine(home, options)
 
     def _limit(self, size: int | None, parent: Snapshot | None) -> int | None:

@@ -13,11 +13,15 @@ An operation that raises has changed nothing. One that is killed may leave anyth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Engine(ABC):
     """Makes, copies and attaches block devices."""
+
+    @classmethod  # noqa: B027 - most need none
+    def check_options(cls, options: Mapping[str, str]) -> None:
+        """Raise `UsageError` where *options* of the engine's own are missing."""
 
     @abstractmethod
     def create(self, device: int, size: int) -> None:

@@ -25,6 +25,8 @@ _SECTOR: Final = 512
 _LEAST_FREE: Final = 0.05
 #: The lock of the whole pool; the devices' own are of others.
 _LOCK: Final = 0
+#: How a pool says that its metadata are not written any more.
+_READ_ONLY: Final = "ro"
 
 
 class Status(NamedTuple):
@@ -66,17 +68,28 @@ class Pool:
     # What there is
 
     def status(self) -> Status:
-        """Return what the pool says. Raises `StoreError` when it does not work."""
+        """Return what the pool says. Raises ``OSError`` (EIO) when it has failed."""
         words = _dmsetup("status", self._name).split()[2:]
         if words[1] in {"Fail", "Error"}:
-            raise StoreError(f"{self.path}: the pool has failed; see thin_check(8)")
+            raise OSError(errno.EIO, "the pool has failed; see thin_check(8)", self.path)
         used = [tuple(map(int, pair.split("/"))) for pair in words[2:4]]
         (metadata_used, metadata), (data_used, data) = used
         return Status(int(words[1]), (metadata_used, metadata), (data_used, data), tuple(words[5:]))
 
+    def require_changeable(self) -> Status:
+        """Return what the pool says. Raises ``OSError`` (EIO) if its devices cannot be changed.
+
+        That is so after an error of its metadata: it then is read-only until it was checked.
+        """
+        status = self.status()
+        if _READ_ONLY in status.words:
+            why = "the pool is read-only since an error of its metadata; see thin_check(8)"
+            raise OSError(errno.EIO, why, self.path)
+        return status
+
     def require_room(self) -> None:
         """Raise ``OSError`` (ENOSPC) where too little is free to make anything new."""
-        status = self.status()
+        status = self.require_changeable()
         for what, (used, there) in (("data", status.data), ("metadata", status.metadata)):
             if there - used < there * _LEAST_FREE:
                 raise OSError(
@@ -107,10 +120,15 @@ class Pool:
         return [name for name, _ in self._shown() if name in held_up]
 
     def _shown(self) -> Iterator[tuple[str, str]]:
-        """Yield what shows devices of the pool, each with the number of its device."""
+        """Yield what shows devices of the pool, each with the number of its device.
+
+        Raises ``OSError`` (EIO) where the pool has failed: then nobody tells the numbers.
+        """
         for line in _dmsetup("table", "--target", "thin").splitlines():
             name, _, table = line.partition(": ")
             words = table.split()
+            if words[2:] == ["thin", "Fail"] and name.startswith(f"{self._name}-"):
+                self.status()
             if words[2:4] == ["thin", self._number]:
                 yield name, words[4]
 
@@ -131,9 +149,13 @@ class Pool:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Count what is done in the block as one change. Raises `FaultyError`."""
+        """Count what is done in the block as one change.
+
+        Raises `FaultyError` for a pool that is not ours alone, ``OSError`` (EIO) for one that
+        cannot be changed, or fails at it.
+        """
         with self._locks.hold(_LOCK):
-            before = self.status().transaction
+            before = self.require_changeable().transaction
             counted = self._read_count()
             if before not in {counted, counted - 1}:
                 raise FaultyError(
@@ -141,8 +163,12 @@ class Pool:
                     " the pool is another store's, or was changed by others"
                 )
             self._write_count(before + 1)
-            yield
-            self.message(f"set_transaction_id {before} {before + 1}")
+            try:
+                yield
+                self.message(f"set_transaction_id {before} {before + 1}")
+            except programs.ProgramError:
+                self.require_changeable()  # the better reason, if that is one
+                raise
 
     def message(self, text: str) -> None:
         """Tell the pool to do something; it is on its disk afterwards."""

@@ -15,11 +15,15 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from unionfs.driver import programs
+from unionfs.driver.block import pooldevices
 from unionfs.driver.block.engine import Engine
 from unionfs.driver.block.pool import Pool, write
-from unionfs.errors import FaultyError
+from unionfs.errors import FaultyError, StoreError, UsageError
 
 _NONE: Final = "-"
+#: The options that name a pool: itself, or its devices.
+_POOL: Final = "thinpool"
+_DEVICES: Final = ("datadev", "metadatadev")
 
 
 class _Record(NamedTuple):
@@ -32,13 +36,29 @@ class _Record(NamedTuple):
 
 
 class ThinEngine(Engine):
-    """Devices of the pool of ``thinpool``; *home* has a directory with what is known of them."""
+    """Devices of a pool; *home* has a directory with what is known of them.
+
+    The pool is that of ``thinpool``, or one of the devices ``datadev`` and ``metadatadev``.
+    """
 
     def __init__(self, home: str, options: Mapping[str, str]) -> None:
         programs.require("dmsetup", "thin_delta")
         self._home = os.path.join(home, "thin")
         os.makedirs(self._home, mode=0o700, exist_ok=True)
-        self._pool = Pool(options["thinpool"], self._home)
+        if (path := options.get(_POOL)) is None:
+            data, metadata = (options[name] for name in _DEVICES)
+            path = pooldevices.pool_of(data, metadata, self._home)
+        self._pool = Pool(path, self._home)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, str]) -> None:
+        """Raise `UsageError` unless *options* name a pool, in one way."""
+        given = [name for name in _DEVICES if name in options]
+        if _POOL in options:
+            if given:
+                raise UsageError(f"{given[0]}: not with {_POOL}=")
+        elif len(given) < len(_DEVICES):
+            raise UsageError(f"engine=thin: needs {_POOL}=, or {'= and '.join(_DEVICES)}=")
 
     def create(self, device: int, size: int) -> None:
         self._pool.require_room()
@@ -58,11 +78,18 @@ class ThinEngine(Engine):
         made = "thin" if record.origin is None else "snap"
         words = [f"create_{made}", str(device)]
         words += [] if record.origin is None else [str(record.origin)]
+        begun = False
         try:
             with self._pool.step():
+                begun = True
                 self._pool.message(" ".join(words))
         except BaseException:
-            os.unlink(self._path(device))
+            if not begun:
+                os.unlink(self._path(device))
+                raise
+            # It may have been made. What cannot be removed now stays written down.
+            with contextlib.suppress(StoreError, OSError):
+                self.discard(device)
             raise
 
     def _make_pending(self, device: int, record: _Record) -> None:
