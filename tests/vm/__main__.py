@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.vm import cache, kernel, root
+from tests.vm import cache, kernel, network, root
 from tests.vm.errors import CannotError, MachineError
 from tests.vm.machine import QEMU, Machine
 
@@ -44,6 +44,11 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         default=[],
         metavar="SIZE",
         help="one more disk (20G, say): /dev/vdb, the next /dev/vdc",
+    )
+    add(
+        "--network",
+        metavar="NAME/NUMBER",
+        help="be machine 1 or 2 of a network of two: node1 and node2, which see each other",
     )
     add("--memory", type=int, default=1024, metavar="MIB", help="(default 1024)")
     add("--keep", action="store_true", help="its disks are there again for the next --keep")
@@ -94,7 +99,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.shell and not sys.stdin.isatty():
         raise CannotError("--shell: there is no terminal")
     booted, image = kernel.find(given.kernel), root.find()
-    with _directory(given) as directory:
+    with _directory(given) as directory, contextlib.ExitStack() as plugs:
         if not given.command and not given.shell:
             return 0  # it was only to be discarded
         machine = Machine(
@@ -104,6 +109,7 @@ def _run(given: argparse.Namespace) -> int:
             disks=given.disk,
             memory=given.memory,
             keep=bool(given.keep or given.machine or given.crash_after),
+            end=plugs.enter_context(network.plugged(given.network)) if given.network else None,
         )
         return machine.run(
             given.command,

@@ -5,6 +5,8 @@ It has this checkout, the working tree as it is, and in ``.vm`` what to do:
     argv    the command, each argument ended by a zero byte
     term    the kind of the terminal, where it is a shell instead
     keep    there if the disks are used again: then they are unmounted at the end
+    node    its number in a network of two, where it is in one
+    hosts   the names of both
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.mounts import REPOSITORY
+from tests.vm.network import ADDRESSES, End
 
 #: What is of no use to a guest, by name, wherever it is.
 _LEFT_OUT = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 
 
-def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
-    """Write the tar *path*, with the command *argv* (none: a shell)."""
+def load(path: Path, argv: Sequence[str], *, keep: bool, end: End | None = None) -> None:
+    """Write the tar *path*, with the command *argv* (none: a shell) for a machine at *end*."""
     # The guest has the same Python, and is slow at compiling.
     for directory in ("unionfs", "tests"):
         compileall.compile_dir(REPOSITORY / directory, quiet=2)
@@ -39,6 +42,10 @@ def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
             _add(tar, "term", os.environ.get("TERM", "dumb").encode())
         if keep:
             _add(tar, "keep", b"")
+        if end is not None:
+            _add(tar, "node", b"%d" % end.number)
+            hosts = (f"{address} node{number}\n" for number, address in ADDRESSES.items())
+            _add(tar, "hosts", "".join(hosts).encode())
 
 
 def _useful(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -18,6 +18,7 @@ from tests.vm import cache, cargo, debian, initramfs
 from tests.vm.errors import MachineError
 from tests.vm.kernel import Kernel
 from tests.vm.memory import require_memory
+from tests.vm.network import End
 
 QEMU = "qemu-system-x86_64"
 #: Bytes that a run may write to the disk beside what its own disks get.
@@ -41,12 +42,14 @@ class Machine:
         disks: Sequence[str] = (),
         memory: int = 1024,
         keep: bool = False,
+        end: End | None = None,
     ) -> None:
         self.directory = directory
         self.console = b""
         self._kernel = kernel
         self._memory = memory
         self._keep = keep
+        self._end = end
         cache.require_room(directory, _ROOM)
         require_memory(memory + 256)
         self._make_disk("root", "-b", str(root), "-F", "raw")  # all machines share that image
@@ -78,7 +81,7 @@ class Machine:
         the console shows that, and the result is 0. Raises `MachineError` when the machine
         ends before its command does, or is not done after *seconds*.
         """
-        cargo.load(self.directory / "cargo.tar", argv, keep=self._keep)
+        cargo.load(self.directory / "cargo.tar", argv, keep=self._keep, end=self._end)
         (self.directory / "initramfs").write_bytes(initramfs.archive(self._kernel))
         self.console, status = b"", b""
         pipes = {name: os.pipe() for name in _CHANNELS}
@@ -139,6 +142,8 @@ class Machine:
                 yield from ("-serial", "chardev:console")
             else:
                 yield from ("-device", f"virtserialport,chardev={name},name={name}")
+        if self._end is not None:
+            yield from self._end.devices()
         if shell:
             yield from ("-chardev", "stdio,id=terminal,signal=off")
             yield from ("-device", "virtconsole,chardev=terminal,name=terminal")

@@ -72,6 +72,7 @@ def test_a_panic_is_not_the_commands_status(vm: Run) -> None:
         (("--memory", "99999999", "--", "true"), "MB of memory are free"),
         (("--machine", "../up", "--", "true"), "not a name"),
         (("--shell",), "no terminal"),
+        (("--network", "lab/3", "--", "true"), "lab/3: an end of a network is NAME/1 or NAME/2"),
     ],
 )
 def test_what_cannot_be_is_said(vm: Run, words: tuple[str, ...], said: str) -> None:
