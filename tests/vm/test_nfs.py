@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.vm import kernel
 from tests.vm.conftest import Run
 from tests.vm.guest.nfs import two
 
@@ -16,36 +17,43 @@ _SUITE = "/unionfs/tests/vm/guest/nfs"
 _PATIENCE = 3000
 
 
-def in_guest(vm: Run, *words: str) -> None:
-    """Run tests of the suite in one guest; none may be skipped there."""
+KERNELS = pytest.mark.parametrize("name", kernel.SUITES)
+
+
+def in_guest(vm: Run, name: str, *words: str) -> None:
+    """Run tests of the suite in one guest of the kernel *name*; none may be skipped there."""
     ours = ("-p", "no:cacheprovider", "--subject", "device")
-    done = vm("--", "pytest", "-q", *ours, *words, seconds=_PATIENCE)
+    done = vm("--kernel", name, "--", "pytest", "-q", *ours, *words, seconds=_PATIENCE)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout, done.stdout
 
 
 def test_a_client_changes_a_union(vm: Run) -> None:
     """One that fits into every run; the others are in the whole suite below."""
-    in_guest(vm, f"{_SUITE}/test_exported.py", "-k", "test_a_client_changes_the_union and 4.2")
+    one = ("-k", "test_a_client_changes_the_union and 4.2")
+    in_guest(vm, kernel.DEFAULT, f"{_SUITE}/test_exported.py", *one)
 
 
 @pytest.mark.slow
-def test_server_and_client_on_one_machine(vm: Run) -> None:
-    in_guest(vm, _SUITE)
+@KERNELS
+def test_server_and_client_on_one_machine(vm: Run, name: str) -> None:
+    in_guest(vm, name, _SUITE)
 
 
 @pytest.mark.slow
-def test_the_server_loses_its_power(vm: Run, machine: str) -> None:
+@KERNELS
+def test_the_server_loses_its_power(vm: Run, machine: str, name: str) -> None:
     """The client waits, goes on when the server is back, and misses nothing that it synced."""
-    server = ("--network", f"{machine}/1", "--machine", machine)
-    client = ("--network", f"{machine}/2")
+    booted = ("--kernel", name, "--network")
+    server = (*booted, f"{machine}/1", "--machine", machine)
+    client = (*booted, f"{machine}/2")
     program = ("--", "python", "-m", "tests.vm.guest.nfs.two")
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(vm, *client, *program, "client", seconds=_PATIENCE)
         cut = ("--disk", "1G", "--crash-after", two.CUT)
         done = vm(*server, *cut, *program, "server", seconds=_PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
-        done = vm(*server, *program, "server", seconds=_PATIENCE)
-        assert (done.returncode, done.stdout) == (0, "all there\n"), done.stderr
+        again = vm(*server, *program, "server", seconds=_PATIENCE)
         done = running.result()
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert (again.returncode, again.stdout) == (0, "all there\n"), again.stderr

@@ -23,7 +23,7 @@ VERSIONS = ("3", "4.2")
 RECORDS, BEFORE_THE_CUT = 16, 6
 LARGE = bytes(range(256)) * 2000
 #: Seconds for the other one to come to what is waited for: it may have to boot.
-PATIENCE = 900
+PATIENCE = 300
 
 
 def wait_for(what: Callable[[], bool]) -> None:
