@@ -4,5 +4,6 @@
 - `kernel`, `root`: what is booted, made of Debian's packages, and `initramfs`, what finds it;
 - `network`: two guests that see each other;
 - `cargo`: the checkout and the command, as the guest gets them; `cache`: what is made once;
-- ``guest/init``, ``guest/start``: the two scripts that run in it before the command.
+- ``guest/init``, ``guest/start``: the two scripts that run in it before the command;
+- ``guest/nfs``: tests of the kernel's NFS, which run in guests alone.
 """
