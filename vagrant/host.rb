@@ -2,9 +2,14 @@
 
 # What this host has for the machines, looked at before anything starts.
 module Host
-  # Checks answer with what is wrong and what to do about it.
+  # What is wrong, and what to do about it.
   class Unfit < Vagrant::Errors::VagrantError
-    error_message("%{reason}")
+    attr_reader :error_message
+
+    def initialize(reason)
+      @error_message = reason
+      super()
+    end
   end
 
   # Where libvirt listens: one daemon for all, or one for QEMU.
@@ -13,27 +18,25 @@ module Host
 
   module_function
 
-  # Refuse `vagrant up` where it would fail halfway. Sizes are in MiB, for each of +machines+.
+  # Refuse `vagrant up` where it would fail halfway, or wait for ever. Sizes are in MiB, of one machine.
   def check(machines:, memory:, disk:)
-    provider = asked || found
     refuse(NO_PROVIDER) if provider.nil?
     refuse(MISSING.fetch(provider)) if MISSING.key?(provider) && !usable.include?(provider)
-    check_cpu(provider)
-    wanted = [(ARGV & machines).size, 1].max
-    wanted = machines.size if (ARGV & machines).empty?
-    check_room(provider, wanted, memory, disk)
+    check_cpu
+    named = (ARGV & machines).size
+    wanted = named.zero? ? machines.size : named
+    check_memory(wanted, memory)
+    check_disk(wanted, disk)
   end
 
   # The provider that the command line or the environment names.
   def asked
-    named = ARGV.each_with_index.filter_map do |word, index|
-      word.start_with?("--provider=") ? word.split("=", 2).last : (ARGV[index + 1] if word == "--provider")
-    end
-    named.last || ENV["VAGRANT_DEFAULT_PROVIDER"]
+    ARGV.join(" ")[/--provider[= ](\S+)/, 1] || ENV["VAGRANT_DEFAULT_PROVIDER"]
   end
 
-  def found
-    usable.first
+  # The one that Vagrant is going to take; nil where there is none.
+  def provider
+    asked || usable.first
   end
 
   def usable
@@ -55,7 +58,7 @@ module Host
     virtualization? && File.writable?("/dev/kvm")
   end
 
-  def check_cpu(provider)
+  def check_cpu
     if provider == "virtualbox" && !virtualization?
       refuse("VirtualBox needs a CPU that runs guests, and this one does not#{nested}.")
     elsif provider == "libvirt" && !kvm?
@@ -68,17 +71,21 @@ module Host
     inside ? " (it is a virtual machine itself, without nested virtualization)" : ""
   end
 
-  def check_room(provider, machines, memory, disk)
+  def check_memory(machines, each)
     free = available_memory
-    if free && free < machines * memory
-      refuse("#{free} MB of memory are free, and #{machines} machine(s) of #{memory} MB are wanted: " \
-             "UNIONFS_MEMORY=512 makes them smaller, `vagrant up node1` starts one.")
-    end
-    place = IMAGES.fetch(provider, Dir.home)
-    free = available_disk(place)
-    return if free.nil? || free >= machines * disk
+    return if free.nil? || free >= machines * each
 
-    refuse("#{place}: #{free} MB are free, and #{machines} machine(s) need #{disk} MB each.")
+    refuse("#{free} MB of memory are free, and #{machines} machine(s) of #{each} MB are wanted. " \
+           "UNIONFS_MEMORY=512 makes them smaller, `vagrant up node1` starts one.")
+  end
+
+  def check_disk(machines, each)
+    place = IMAGES.fetch(provider, Dir.home)
+    place = File.dirname(place) until File.exist?(place)
+    free = available_disk(place)
+    return if free.nil? || free >= machines * each
+
+    refuse("#{place}: #{free} MB are free, and #{machines} machine(s) need #{each} MB each.")
   end
 
   # MiB that can be had; nil where the host does not tell.
@@ -89,7 +96,6 @@ module Host
   end
 
   def available_disk(place)
-    place = File.dirname(place) until File.exist?(place)
     IO.popen(["df", "-Pk", place], &:read).lines.last.split[-3].to_i / 1024
   rescue Errno::ENOENT
     nil
@@ -100,7 +106,7 @@ module Host
   end
 
   def refuse(reason)
-    raise Unfit, reason: reason
+    raise Unfit, reason
   end
 
   LIBVIRT = "the plugin vagrant-libvirt and a running libvirtd that you may use " \
