@@ -43,6 +43,8 @@ _VAGRANT_KEY = (
     "vagrant insecure public key"
 )
 
+_HOST_KEY = "/etc/ssh/ssh_host_ecdsa_key"
+
 #: Files of the system that are not Debian's, by path.
 _FILES = {
     "etc/hostname": "debian\n",
@@ -67,13 +69,10 @@ _FILES = {
     ),
     # Each machine has host keys of its own.
     "etc/systemd/system/ssh.service.d/keys.conf": (
-        "[Service]\nExecStartPre=\n"
-        "ExecStartPre=ssh-keygen -q -N '' -t ecdsa -f /etc/ssh/ssh_host_ecdsa_key\n"
-        "ExecStartPre=sshd -t\n"
+        "[Service]\nExecStartPre=\nExecStartPre=sh -c"
+        " 'test -e {key} || ssh-keygen -q -N \"\" -t ecdsa -f {key}'\nExecStartPre=sshd -t\n"
     ),
-    "etc/ssh/sshd_config.d/vagrant.conf": (
-        "HostKey /etc/ssh/ssh_host_ecdsa_key\nUseDNS no\nPasswordAuthentication no\n"
-    ),
+    "etc/ssh/sshd_config.d/vagrant.conf": ("HostKey {key}\nUseDNS no\nPasswordAuthentication no\n"),
     "etc/sudoers.d/vagrant": "vagrant ALL=(ALL) NOPASSWD: ALL\n",
 }
 
@@ -111,7 +110,7 @@ def _set_up(root: Path) -> None:
     for name, text in _FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("{release}", debian.release()))
+        path.write_text(text.replace("{release}", debian.release()).replace("{key}", _HOST_KEY))
     for key in root.glob("etc/ssh/ssh_host_*"):
         key.unlink()
     inside = ("chroot", str(root))

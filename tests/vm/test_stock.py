@@ -65,7 +65,7 @@ set -e
 for n in 1 3 4; do
   echo changed >/m$n/other
   rm /m$n/file
-  systemd-run -q --unit=writes$n bash -c "while echo line >>/m$n/log; do :; done"
+  systemd-run -q --unit=writes$n -p After=unionfs@m4.service bash -c "while echo line >>/m$n/log; do :; done"
 done
 """
 #: An ordinary user's own, which nobody unmounts for him.
@@ -200,12 +200,10 @@ def test_a_user_mounts_by_fusermount(machine: Booted) -> None:
 
 
 def test_a_user_mounts_in_a_namespace_of_his_own(machine: Booted) -> None:
-    inside = (
-        "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/m &&"
-        " unionfs mount -o lowerdir=$HOME/lower,upperdir=/mnt/u,workdir=/mnt/w /mnt/m &&"
-        " echo mine >/mnt/m/file && cat /mnt/u/file && unionfs umount /mnt/m"
-    )
-    assert said(machine, f"unshare -rm sh -c '{inside}'", "vagrant") == "mine\n"
+    mount = "unionfs mount -o lowerdir=$HOME/lower,upperdir=u,workdir=w m"
+    inside = f"{mount} && echo mine >m/file && cat u/file && unionfs umount m"
+    script = f"mkdir -p ~/own/{{u,w,m}} && cd ~/own && unshare -rm sh -c '{inside}'"
+    assert said(machine, script, "vagrant") == "mine\n"
 
 
 #: A profile that lets its program do anything but mount by itself, and one that lets it.
