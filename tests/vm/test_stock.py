@@ -65,7 +65,8 @@ set -e
 for n in 1 3 4; do
   echo changed >/m$n/other
   rm /m$n/file
-  systemd-run -q --unit=writes$n -p After=unionfs@m4.service bash -c "while echo line >>/m$n/log; do :; done"
+  systemd-run -q --unit=writes$n -p After=unionfs@m4.service \\
+    bash -c "while echo line >>/m$n/log; do :; done"
 done
 """
 #: An ordinary user's own, which nobody unmounts for him.
