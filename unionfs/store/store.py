@@ -270,8 +270,8 @@ def _make_root(root: str) -> None:
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
             raise
-        raise UnsupportedError(
-            f"{root}: {error.strerror}; choose another directory with --root"
-        ) from error
+        # What is there already, and is no directory.
+        why = os.strerror(errno.ENOTDIR if error.errno == errno.EEXIST else error.errno)
+        raise UnsupportedError(f"{root}: {why}; choose another directory with --root") from error
