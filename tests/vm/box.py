@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import sys
 import tarfile
@@ -32,6 +33,7 @@ def write(path: Path) -> None:
             _add(tar, "metadata.json", json.dumps(METADATA).encode())
             _add(tar, "Vagrantfile", b'Vagrant.configure("2") { }\n')
             tar.add(disk, "box.img")
+        _belongs_to_its_directory(unfinished)
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -41,6 +43,14 @@ def bring_wheels(directory: Path) -> None:
     """Copy what unionfs is installed with to *directory*, for machines without a network."""
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(wheels.find(), directory)
+    _belongs_to_its_directory(directory)
+
+
+def _belongs_to_its_directory(path: Path) -> None:
+    """Leave nothing that only root can remove to whoever used sudo."""
+    owner = path.parent.stat()
+    for made in (path, *path.rglob("*")):
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
