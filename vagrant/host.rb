@@ -23,10 +23,16 @@ module Host
     refuse(NO_PROVIDER) if provider.nil?
     refuse(MISSING.fetch(provider)) if MISSING.key?(provider) && !usable.include?(provider)
     check_cpu
-    named = (ARGV & machines).size
-    wanted = named.zero? ? machines.size : named
+    named = ARGV & machines
+    wanted = (named.empty? ? machines : named).count { |name| !made?(name) }
     check_memory(wanted, memory)
     check_disk(wanted, disk)
+  end
+
+  # Whether a machine has what it needs already.
+  def made?(name)
+    place = ENV.fetch("VAGRANT_DOTFILE_PATH", File.join(__dir__, ".vagrant"))
+    File.exist?(File.join(place, "machines", name, provider, "id"))
   end
 
   # The provider that the command line or the environment names.
