@@ -111,6 +111,19 @@ def test_a_provider_that_is_missing_is_said(
     assert said in done.stdout
 
 
+def test_a_host_that_cannot_is_said(scratch: Path) -> None:
+    """VirtualBox, were it there, would want a CPU for guests, and then so much memory."""
+    program = scratch / "VBoxManage"
+    program.touch(mode=0o755)
+    path = f"{scratch}:{os.environ['PATH']}"
+    words = ("up", "--provider=virtualbox")
+    done = vagrant(scratch, *words, PATH=path, UNIONFS_MEMORY="99999999")
+    assert done.returncode == 1
+    runs_guests = {"vmx", "svm"}.intersection(Path("/proc/cpuinfo").read_text().split())
+    said = "MB of memory are free" if runs_guests else "needs a CPU that runs guests"
+    assert said in done.stdout
+
+
 def test_help_of_build_box() -> None:
     done = subprocess.run(
         [HERE / "build-box", "--help"], capture_output=True, text=True, timeout=60, check=True
