@@ -176,6 +176,16 @@ def test_a_unit_whose_union_was_unmounted_by_hand(machine: Booted) -> None:
     said(machine, "systemctl start unionfs@m4 && mountpoint -q /m4")
 
 
+def test_a_unit_whose_daemon_was_killed(machine: Booted) -> None:
+    """Nobody takes an empty directory for the union; the next start mounts it."""
+    kill = "systemctl kill -s KILL unionfs@m4; sleep 2; systemctl is-failed unionfs@m4; ls /m4"
+    done = machine.run(kill)
+    assert done.returncode != 0
+    assert done.stdout.startswith("failed\n")
+    assert "not connected" in done.stdout
+    assert "other" in said(machine, "systemctl start unionfs@m4 && ls /m4")
+
+
 def test_what_a_unit_cannot_mount_it_says(machine: Booted) -> None:
     wrong = "echo OPTIONS=lowerdir=/nowhere >/etc/unionfs/m5.conf && mkdir -p /m5"
     done = machine.run(f"{wrong}; systemctl start unionfs@m5; journalctl -q -o cat -u unionfs@m5")
