@@ -19,7 +19,15 @@ from pathlib import Path
 from tests.mounts import REPOSITORY
 
 #: What is of no use to a guest, by name, wherever it is.
-_LEFT_OUT = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+_LEFT_OUT = {
+    ".git",
+    ".venv",
+    ".vagrant",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+}
 
 
 def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
@@ -28,7 +36,7 @@ def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
     for directory in ("unionfs", "tests"):
         compileall.compile_dir(REPOSITORY / directory, quiet=2)
     with tarfile.open(path, "w") as tar:
-        tar.add(REPOSITORY, ".", filter=_useful)
+        add_checkout(tar)
         if argv:
             _add(
                 tar,
@@ -41,8 +49,14 @@ def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
             _add(tar, "keep", b"")
 
 
+def add_checkout(tar: tarfile.TarFile) -> None:
+    """Add the working tree as it is."""
+    tar.add(REPOSITORY, ".", filter=_useful)
+
+
 def _useful(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if _LEFT_OUT.intersection(Path(member.name).parts):
+    path = Path(member.name)
+    if _LEFT_OUT.intersection(path.parts) or path.suffix == ".box":
         return None
     member.uid = member.gid = 0
     member.uname = member.gname = "root"

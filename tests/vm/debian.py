@@ -1,17 +1,23 @@
-"""Debian's packages, fetched and unpacked without being installed."""
+"""Debian's packages: fetched without being installed, or installed in a root file system."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests import system
 from tests.vm.errors import CannotError
+from tests.vm.memory import require_memory
 
 MIRROR = "http://deb.debian.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: Seconds for one program.
 PATIENCE = 900
+#: A root file system is made in so much memory, where nothing waits for a disk.
+_MEMORY = 3 << 30
 
 
 def run(arguments: Sequence[str], *, place: Path | None = None) -> str:
@@ -44,6 +50,25 @@ def release() -> str:
         if name == "VERSION_CODENAME":
             return value.strip('"')
     raise CannotError("/etc/os-release names no VERSION_CODENAME: Debian is expected")
+
+
+@contextlib.contextmanager
+def installed(packages: Sequence[str], within: Path) -> Iterator[Path]:
+    """Give a root file system with *packages* until the end of the block, mounted in *within*.
+
+    Raises `CannotError`.
+    """
+    require_memory(_MEMORY >> 20)
+    with tempfile.TemporaryDirectory(dir=within) as place:
+        system.private_mount_namespace()
+        system.mount("none", place, "tmpfs", 0, f"size={_MEMORY}")
+        root = Path(place) / "root"
+        try:
+            words = ("--variant=minbase", f"--include={','.join(packages)}", release())
+            run(["mmdebstrap", "--quiet", "--mode=root", *words, str(root), MIRROR])
+            yield root
+        finally:
+            system.umount(place, system.MNT_DETACH)
 
 
 def fetch(meta: str, suite: str, work: Path) -> Path:
