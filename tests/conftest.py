@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: Seconds for a test to end by itself.
 LIMIT, SLOW_LIMIT = 90, 600
 #: For machines that end by themselves when their time is up.
-VM_LIMIT = 7500
+VM_LIMIT = 5 * 3600
 
 #: Without passthrough the device session is the openless one.
 _OPENS = pytest.mark.since(6, 9, "passthrough, for which files are opened")
