@@ -3,7 +3,8 @@
 It has this checkout, the working tree as it is, and in ``.vm`` what to do:
 
     argv    the command, each argument ended by a zero byte
-    term    the kind of the terminal, where it is a shell instead
+    term    the kind of the terminal, its rows and columns, where it is a shell instead
+    with    what `--with` brings, which is /with in the guest
     keep    there if the disks are used again: then they are unmounted at the end
 """
 
@@ -11,12 +12,12 @@ from __future__ import annotations
 
 import compileall
 import io
-import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.mounts import REPOSITORY
+from tests.vm import terminal
 
 #: What is of no use to a guest, by name, wherever it is.
 _LEFT_OUT = {
@@ -30,8 +31,8 @@ _LEFT_OUT = {
 }
 
 
-def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
-    """Write the tar *path*, with the command *argv* (none: a shell)."""
+def load(path: Path, argv: Sequence[str], *, brought: Mapping[str, Path], keep: bool) -> None:
+    """Write the tar *path*, with the command *argv* (none: a shell) and files *brought* by name."""
     # The guest has the same Python, and is slow at compiling.
     for directory in ("unionfs", "tests"):
         compileall.compile_dir(REPOSITORY / directory, quiet=2)
@@ -44,7 +45,9 @@ def load(path: Path, argv: Sequence[str], *, keep: bool) -> None:
                 b"".join(word.encode(errors="surrogateescape") + b"\0" for word in argv),
             )
         else:
-            _add(tar, "term", os.environ.get("TERM", "dumb").encode())
+            _add(tar, "term", terminal.described().encode())
+        for name, extra in brought.items():
+            tar.add(extra, f".vm/with/{name}")
         if keep:
             _add(tar, "keep", b"")
 

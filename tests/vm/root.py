@@ -16,8 +16,8 @@ from tests.vm.errors import CannotError
 PACKAGES = (
     *("acl", "attr", "btrfs-progs", "busybox-static", "dmsetup", "e2fsprogs", "fuse-overlayfs"),
     *("fuse3", "iproute2", "kmod", "less", "libcap2-bin", "netbase", "nfs-common"),
-    *("nfs-kernel-server", "procps", "python3", "qemu-utils", "rpcbind", "strace"),
-    *("thin-provisioning-tools", "uidmap", "xfsprogs", "zstd"),
+    *("nfs-kernel-server", "openssl", "perl", "procps", "python3", "qemu-utils", "rpcbind"),
+    *("strace", "thin-provisioning-tools", "uidmap", "xfsprogs", "zstd"),
 )
 #: Where the checkout is in a guest.
 CHECKOUT = "/unionfs"
