@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from tests import system
 from tests.vm.errors import CannotError
 from tests.vm.memory import require_memory
 
-MIRROR = "http://deb.debian.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: Seconds for one program.
 PATIENCE = 900
@@ -52,6 +52,22 @@ def release() -> str:
     raise CannotError("/etc/os-release names no VERSION_CODENAME: Debian is expected")
 
 
+@functools.cache
+def mirrors() -> dict[str, str]:
+    """Where apt here has Debian's main part from, for each of its releases (bookworm-updates)."""
+    words = ("--no-release-info", "--format", "$(COMPONENT) $(RELEASE) $(REPO_URI)")
+    listed = run(["apt-get", "indextargets", *words, "Created-By: Packages"])
+    rows = (line.split() for line in listed.splitlines())
+    return {name: address for component, name, address in rows if component == "main"}
+
+
+def mirror() -> str:
+    """Where apt here has the release from that runs here, and has others. Raises `CannotError`."""
+    if found := mirrors().get(release()):
+        return found
+    raise CannotError(f"apt has no source of {release()} main: see /etc/apt/sources.list")
+
+
 @contextlib.contextmanager
 def installed(packages: Sequence[str], within: Path) -> Iterator[Path]:
     """Give a root file system with *packages* until the end of the block, mounted in *within*.
@@ -65,7 +81,7 @@ def installed(packages: Sequence[str], within: Path) -> Iterator[Path]:
         root = Path(place) / "root"
         try:
             words = ("--variant=minbase", f"--include={','.join(packages)}", release())
-            run(["mmdebstrap", "--quiet", "--mode=root", *words, str(root), MIRROR])
+            run(["mmdebstrap", "--quiet", "--mode=root", *words, str(root), mirror()])
             yield root
         finally:
             system.umount(place, system.MNT_DETACH)
@@ -76,7 +92,7 @@ def fetch(meta: str, suite: str, work: Path) -> Path:
 
     Apt gets directories of its own and no list of what is installed: it only downloads.
     """
-    (work / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+    (work / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
     for directory in ("lists/partial", "archives/partial"):
         (work / directory).mkdir(parents=True)
     settings = {

@@ -55,10 +55,7 @@ _FILES = {
     "etc/network/interfaces": (
         "auto lo\niface lo inet loopback\n\nallow-hotplug eth0\niface eth0 inet dhcp\n"
     ),
-    "etc/apt/sources.list": "".join(
-        f"deb {debian.MIRROR}{place} {{release}}{suite} main\n"
-        for place, suite in (("", ""), ("", "-updates"), ("-security", "-security"))
-    ),
+    "etc/apt/sources.list": "{sources}",
     "etc/initramfs-tools/modules": "".join(f"{name}\n" for name in _MODULES),
     "etc/initramfs-tools/conf.d/modules": "MODULES=list\n",
     # The links are Debian's, and lead to the newest kernel.
@@ -107,10 +104,11 @@ def _make(into: Path) -> None:
 
 
 def _set_up(root: Path) -> None:
+    sources = "".join(f"deb {place} {name} main\n" for name, place in debian.mirrors().items())
     for name, text in _FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("{release}", debian.release()).replace("{key}", _HOST_KEY))
+        path.write_text(text.replace("{sources}", sources).replace("{key}", _HOST_KEY))
     for key in root.glob("etc/ssh/ssh_host_*"):
         key.unlink()
     inside = ("chroot", str(root))
