@@ -45,6 +45,12 @@ def _bytes(name: Name | None) -> bytes | None:
     return None if name is None else os.fsencode(name)
 
 
+def release() -> tuple[int, int]:
+    """The first two numbers of the kernel's release."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor)
+
+
 def private_mount_namespace() -> None:
     """Give this process mounts of its own, which end with its last process."""
     _check(_libc.unshare(CLONE_NEWNS))
