@@ -32,7 +32,7 @@ def fill(layers: Layers) -> None:
     build.write(layers.lowers[0] / "gone", "to be removed")
     build.write(layers.lowers[1] / "a" / "b" / "deep", "deep")
     build.write(layers.lowers[1] / "a" / "large", LARGE)
-    for number in range(300):
+    for number in range(100):
         build.write(layers.lowers[0] / "many" / f"name{number}")
 
 
