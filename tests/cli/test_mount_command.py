@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +22,6 @@ from unionfs.fuse import mounting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.needs_root
 
@@ -101,6 +102,24 @@ def test_without_arguments_the_usage_goes_to_stderr(command: Command) -> None:
     done = command.run(status=1)
     assert done.stdout == ""
     assert done.stderr.startswith("usage: ")
+
+
+def test_a_word_that_is_no_command(command: Command) -> None:
+    said = command.refuse("bogus", status=1)
+    assert said.startswith("bogus: no such command, and no -o lowerdir=... to mount there")
+
+
+def test_what_another_version_mounted_is_listed(command: Command) -> None:
+    command.mount()
+    (path,) = (
+        path for path in Path("/run/unionfs").iterdir() if str(command.target) in path.read_text()
+    )
+    record = json.loads(path.read_text())
+    record["options"] += ",lowerdri=x"
+    path.write_text(json.dumps(record))
+    told = command.info()
+    assert (told["state"], told["lowerdirs"]) == ("live", [])
+    assert told["options"].endswith(",lowerdri=x")
 
 
 def test_relative_paths_go_through_links_as_the_kernel_sees_them(command: Command) -> None:

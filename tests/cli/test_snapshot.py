@@ -175,6 +175,9 @@ def test_what_is_no_store(command: Command, run: Run, refused: Callable[..., str
         database.execute("CREATE TABLE another (program TEXT)")
     database.close()
     assert refused("ls") == f"{store}/store.db: not a database of this program's"
+    assert refused("prepare", "key", "--root", "/dev/null").startswith(
+        "/dev/null: Not a directory; choose"
+    )
 
 
 @pytest.mark.parametrize("name", ["store.db", "overlay/metadata.db"])

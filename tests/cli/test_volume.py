@@ -377,6 +377,7 @@ def test_progress_on_a_terminal(command: Command, run: Run) -> None:
     ("arguments", "told"),
     [
         (["create", "a"], "create a: volume name is too short"),
+        (["create", "é"], 'create é: "é" includes invalid characters'),
         (["create", "a/b"], 'includes invalid characters for a local volume name, only "[a-zA-Z'),
         (["create", "one", "two"], "see unionfs volume --help"),
         (["create", "--opt", "size"], "--opt size: not KEY=VALUE"),

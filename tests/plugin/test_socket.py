@@ -18,7 +18,7 @@ from tests.plugin.client import Client, connected
 from tests.plugin.conftest import PluginGround
 from tests.plugin.process import PluginProcess, refused
 from unionfs.errors import PluginError
-from unionfs.plugin.socket import activated, made
+from unionfs.plugin.socket import activated, listening, made
 from unionfs.plugin.supervisor import Supervisor
 
 
@@ -108,6 +108,8 @@ def test_what_is_no_socket_stays(scratch: Path, kind: str) -> None:
 
 
 def test_paths_that_cannot_be(scratch: Path) -> None:
+    with pytest.raises(PluginError, match="--socket: an empty path"), listening("", "/x", {}):
+        pass
     long = str(scratch / ("p" * 200))
     with pytest.raises(PluginError, match="longer than the 107 bytes"), made(long):
         pass

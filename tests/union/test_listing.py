@@ -213,9 +213,10 @@ def test_huge_directory(layers: Layers, union: Mount) -> None:
     # The names are sorted at once, which takes a slow machine longer than anything is to take.
     most = max(0.5, (time.monotonic() - begun) / 2)
     assert max(pauses) < most, f"other requests waited {max(pauses):.2f} s"
-    for _ in range(3):
+    for _ in range(8):
         assert count() == made
-    assert _resident(mounted.process.pid) < first * 1.25 + (16 << 20)
+    # One listing is more than 16 MB of names. The allocator may keep the room of two or three.
+    assert _resident(mounted.process.pid) < first + (64 << 20)
 
 
 def _pauses_while(work: Callable[[], int], root: Path) -> list[float]:

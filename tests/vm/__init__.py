@@ -2,6 +2,9 @@
 
 - `__main__`: the command; `machine`: one guest, from its start to its end;
 - `kernel`, `root`: what is booted, made of Debian's packages, and `initramfs`, what finds it;
+- `stock`: a Debian that boots by itself, as people have it; `booted`: a guest of that, and ssh;
+- `box`: `vagrant/build-box`, and `libvirt`: libvirtd for one test; `wheels`: what pip needs there;
+- `network`: two guests that see each other;
 - `cargo`: the checkout and the command, as the guest gets them; `cache`: what is made once;
 - ``guest/init``, ``guest/start``: the two scripts that run in it before the command.
 """

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.vm import cache, kernel, root, terminal
+from tests.vm import cache, kernel, network, root, terminal
 from tests.vm.errors import CannotError, MachineError
 from tests.vm.machine import QEMU, Machine
 
@@ -54,6 +54,11 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         default=[],
         metavar="PATH",
         help="bring a copy of this file or directory: /with/NAME",
+    )
+    add(
+        "--network",
+        metavar="NAME/NUMBER",
+        help="be machine 1 or 2 of a network of two: node1 and node2, which see each other",
     )
     add("--memory", type=int, default=1024, metavar="MIB", help="(default 1024)")
     add("--keep", action="store_true", help="its disks are there again for the next --keep")
@@ -113,7 +118,7 @@ def _run(given: argparse.Namespace) -> int:
         if not path.exists():
             raise CannotError(f"--with {path}: there is no such file or directory")
     booted, image = kernel.find(given.kernel), root.find()
-    with _directory(given) as directory:
+    with _directory(given) as directory, contextlib.ExitStack() as plugs:
         if not given.command and not given.shell:
             return 0  # it was only to be discarded
         machine = Machine(
@@ -124,6 +129,7 @@ def _run(given: argparse.Namespace) -> int:
             brought=brought,
             memory=given.memory,
             keep=bool(given.keep or given.machine or given.crash_after),
+            end=plugs.enter_context(network.plugged(given.network)) if given.network else None,
         )
         if given.shell:
             cache.say("starting; the end of the shell is the machine's")

@@ -19,6 +19,7 @@ from tests.vm import cache, cargo, debian, initramfs
 from tests.vm.errors import MachineError
 from tests.vm.kernel import Kernel
 from tests.vm.memory import require_memory
+from tests.vm.network import End
 
 QEMU = "qemu-system-x86_64"
 #: Bytes that a run may write to the disk beside what its own disks get.
@@ -43,6 +44,7 @@ class Machine:
         brought: Mapping[str, Path] | None = None,
         memory: int = 1024,
         keep: bool = False,
+        end: End | None = None,
     ) -> None:
         self.directory = directory
         self.console = b""
@@ -50,6 +52,7 @@ class Machine:
         self._brought = brought or {}
         self._memory = memory
         self._keep = keep
+        self._end = end
         cache.require_room(directory, _ROOM)
         require_memory(memory + 256)
         self._make_disk("root", "-b", str(root), "-F", "raw")  # all machines share that image
@@ -83,7 +86,7 @@ class Machine:
         ends before its command does, or is not done after *seconds*.
         """
         tar = self.directory / "cargo.tar"
-        cargo.load(tar, argv, brought=self._brought, keep=self._keep)
+        cargo.load(tar, argv, brought=self._brought, keep=self._keep, end=self._end)
         (self.directory / "initramfs").write_bytes(initramfs.archive(self._kernel))
         self.console, status = b"", b""
         pipes = {name: os.pipe() for name in _CHANNELS}
@@ -148,6 +151,8 @@ class Machine:
                 yield from ("-serial", "chardev:console")
             else:
                 yield from ("-device", f"virtserialport,chardev={name},name={name}")
+        if self._end is not None:
+            yield from self._end.devices()
 
 
 def _drive(serial: str, what: str) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ def test_a_panic_is_not_the_commands_status(vm: Run) -> None:
         (("--machine", "../up", "--", "true"), "not a name"),
         (("--with", "not here", "--", "true"), "not here: there is no such file"),
         (("--shell",), "no terminal"),
+        (("--network", "lab/3", "--", "true"), "lab/3: an end of a network is NAME/1 or NAME/2"),
     ],
 )
 def test_what_cannot_be_is_said(vm: Run, words: tuple[str, ...], said: str) -> None:

@@ -56,9 +56,7 @@ def _state(record: registry.Record) -> str:
 
 
 def _row(target: str, device: str, state: str, record: registry.Record | None) -> dict[str, Any]:
-    options = MountOptions()
-    if record is not None:
-        options = parse_options([record.options], tolerant=True).options
+    options = MountOptions() if record is None else _options(record)
 
     def shown(path: bytes | None) -> str | None:
         return None if path is None else os.fsdecode(path)
@@ -75,6 +73,13 @@ def _row(target: str, device: str, state: str, record: registry.Record | None) -
         "workdir": shown(options.workdir),
         "options": None if record is None else record.options,
     }
+
+
+def _options(record: registry.Record) -> MountOptions:
+    try:
+        return parse_options([record.options], tolerant=True).options
+    except UsageError:
+        return MountOptions()  # written by another version; the others are listed as they are
 
 
 def _text(row: dict[str, Any], column: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unionfs.cli import usage
 from unionfs.cli.output import complain
-from unionfs.errors import UnionError, exit_status
+from unionfs.errors import UnionError, UsageError, exit_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,10 @@ def _command(arguments: list[str]) -> Callable[[], int]:
             return lambda: _say(usage.COMMANDS)
         case []:
             return lambda: _say(usage.COMMANDS, status=1)
+        case [word] if not word.startswith("-"):
+            raise UsageError(
+                f"{word}: no such command, and no -o lowerdir=... to mount there; see --help"
+            )
         case _:
             from unionfs.cli import mount_command
 

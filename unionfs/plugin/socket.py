@@ -48,7 +48,7 @@ def listening(
     """
     given = activated(environment)
     if given is None:
-        with made(path or default) as own:
+        with made(default if path is None else path) as own:
             yield own
         return
     with given:
@@ -117,7 +117,9 @@ def private() -> Iterator[None]:
 
 
 def require_short(path: str) -> None:
-    """Raise `PluginError` if no socket can be at *path*, which has too many bytes."""
+    """Raise `PluginError` if no socket can be at *path*: it is empty or too long."""
+    if not path:
+        raise PluginError("--socket: an empty path")
     if len(os.fsencode(path)) > _PATH_LIMIT:
         raise PluginError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
 

@@ -69,7 +69,7 @@ class Volume(NamedTuple):
 
 def check_name(name: str) -> None:
     """Raise `InvalidArgumentError` unless *name* can be a volume's."""
-    if len(name) == 1:
+    if len(os.fsencode(name)) == 1:
         raise InvalidArgumentError(
             f"create {name}: volume name is too short, names should be at least two alphanumeric"
             " characters"
