@@ -42,7 +42,7 @@ LIMIT, SLOW_LIMIT = 90, 600
 VM_LIMIT = 5 * 3600
 
 #: Without passthrough the device session is the openless one.
-_OPENS = pytest.mark.since(6, 9, "passthrough, for which files are opened")
+_OPENS = pytest.mark.since(*system.PASSTHROUGH, "passthrough, for which files are opened")
 
 Mount = Callable[..., Any]
 

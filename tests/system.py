@@ -32,6 +32,9 @@ CLONE_NEWUSER = 0x10000000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _MOUNT_ATTR_IDMAP = 0x00100000
 
+#: The Linux that has passthrough.
+PASSTHROUGH = (6, 9)
+
 Name = str | bytes | Path
 
 

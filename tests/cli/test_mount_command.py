@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import tree
+from tests import system, tree
 from tests.cli.conftest import Command, wait_for_end
 from tests.mounts import device_minor
 from tests.ordinary import USER
@@ -537,7 +537,7 @@ def test_a_daemon_imports_what_it_needs_and_nothing_late(command: Command) -> No
 # --- passthrough
 
 
-@pytest.mark.since(6, 9, "passthrough")
+@pytest.mark.since(*system.PASSTHROUGH, "passthrough")
 def test_passthrough_on_costs_writers_of_what_is_read(command: Command) -> None:
     command.mount("passthrough=on")
     with open(command.target / "file", "rb") as reader:

@@ -31,7 +31,6 @@ pytestmark = pytest.mark.needs_root
 Mount = Callable[..., Any]
 
 OVERFLOW = 65534
-OVERLAYFS_MAPS_ACLS = (6, 2)
 #: Ranges with holes between them; other ones for groups. Who mounts an overlayfs must be in one.
 USERS = ((0, 100000, 1000), (1000, 200000, 10), (50000, 0, 1))
 GROUPS = ((0, 300000, 1000), (1000, 400000, 10), (50000, 0, 1))
@@ -169,7 +168,7 @@ def test_owners_are_shown_as_the_kernel_shows_them(pair: MappedPair) -> None:
     pair.same_shown(lambda root: owner(root / "both"))
 
 
-@pytest.mark.since(*OVERLAYFS_MAPS_ACLS, "overlayfs maps the ACLs of idmapped layers")
+@pytest.mark.since(6, 2, "overlayfs maps the ACLs of idmapped layers")
 def test_acls_are_shown_mapped(pair: MappedPair) -> None:
     for layer in ("lower", "upper"):
         value = pair.same_shown(value_at(f"{layer}.d/plain", "system.posix_acl_access"))
@@ -339,9 +338,8 @@ def test_lowers_that_the_kernel_maps_are_not_mapped_twice(
     for place in PLACES:
         one, other = (owner(root / place) for root in roots)
         assert one == other, place
-    for root in roots if system.release() >= OVERLAYFS_MAPS_ACLS else roots[1:]:
-        value = value_at("lower.d/plain", "system.posix_acl_access")(root)
-        assert value == named(200001, 300009)
+    acls = [value_at("lower.d/plain", "system.posix_acl_access")(root) for root in roots]
+    assert acls == [named(200001, 300009)] * 2
     theirs, ours = (tree.snapshot(upper, private=False) for upper in uppers)
     tree.assert_same(theirs, ours, ignore=("mtime", "nlink"))
     assert owner(uppers[1] / "lower.d" / "plain")[:2] == (100005, 300006)

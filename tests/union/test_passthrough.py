@@ -33,7 +33,7 @@ from unionfs.layer.xattrs import CAPABILITY
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.device_session,
-    pytest.mark.since(6, 9, "passthrough"),
+    pytest.mark.since(*system.PASSTHROUGH, "passthrough"),
 ]
 
 Mount = Callable[..., Any]

@@ -134,7 +134,10 @@ class Machine:
             "-initrd",
             str(self.directory / "initramfs"),
         )
-        yield from ("-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on")
+        words = "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on"
+        # What the kernel does not know becomes the environment of its first process.
+        words += "" if kvm_is_real() else " UNIONFS_TEST_INTERPRETED=1"
+        yield from ("-append", words)
         writable = {"root": self._disk("root"), **{path.stem: path for path in self._own}}
         for serial, path in writable.items():
             yield from _drive(serial, f"format=qcow2,cache=writeback,discard=unmap,file={path}")
