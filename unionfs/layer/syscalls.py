@@ -159,7 +159,8 @@ def getxattr(path: bytes, name: bytes, size: int, *, follow: bool) -> bytes:
     """Return the value of the xattr *name* by a buffer of *size* bytes; ERANGE for a longer one."""
     call = _libc.getxattr if follow else _libc.lgetxattr
     buffer = ctypes.create_string_buffer(size)
-    return buffer.raw[: _check(call(path, name, buffer, ctypes.c_size_t(size)), path)]
+    length = _check(call(path, name, buffer, ctypes.c_size_t(size)), path)
+    return buffer.raw[:length]
 
 
 def open_tree_clone(dirfd: int, path: bytes, *, recursive: bool = False) -> int:
