@@ -11,10 +11,10 @@ PACKAGES=(
   aardvark-dns acl attr btrfs-progs buildah busybox-static ca-certificates catatonit containerd
   containernetworking-plugins crun curl dbus debian-archive-keyring debootstrap dmsetup docker.io
   e2fsprogs fuse-overlayfs fuse3 gcc git groff-base iproute2 iptables kmod libc6-dev libcap2-bin
-  libfuse3-dev libnfs-utils netavark nfs-common nfs-ganesha nfs-ganesha-vfs nftables pkg-config
-  podman procps python3 python3-dev python3-venv qemu-system-common qemu-system-x86 qemu-utils
-  rpcbind runc skopeo slirp4netns systemd thin-provisioning-tools tini uidmap util-linux xfsprogs
-  zstd
+  libfuse3-dev libnfs-utils mmdebstrap netavark nfs-common nfs-ganesha nfs-ganesha-vfs nftables
+  pkg-config podman procps python3 python3-dev python3-venv qemu-system-common qemu-system-x86
+  qemu-utils rpcbind ruby runc skopeo slirp4netns systemd thin-provisioning-tools tini uidmap
+  util-linux xfsprogs zstd
 )
 
 step() { printf '\n==> %s\n' "$*"; }

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 #: Seconds for a test to end by itself.
 LIMIT, SLOW_LIMIT = 90, 600
 #: For machines that end by themselves when their time is up.
-VM_LIMIT = 7500
+VM_LIMIT = 5 * 3600
+
+#: Without passthrough the device session is the openless one.
+_OPENS = pytest.mark.since(*system.PASSTHROUGH, "passthrough, for which files are opened")
 
 Mount = Callable[..., Any]
 
@@ -90,23 +93,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" not in metafunc.fixturenames:
         return
     subjects = _subjects(metafunc.config)
+    marks: dict[str, list[pytest.MarkDecorator]] = {}
     if not metafunc.config.getoption("--subject") and not hasattr(metafunc.module, "OPENLESS_TOO"):
         subjects.remove("openless")  # how files are opened does not matter everywhere
     if metafunc.definition.get_closest_marker("any_session"):
         subjects = subjects[:1]
-    if metafunc.definition.get_closest_marker("opens"):
-        subjects = [name for name in subjects if name != "openless"]
     if metafunc.definition.get_closest_marker("device_session"):
         subjects = [name for name in subjects if name != "pyfuse3"]
     if metafunc.definition.get_closest_marker("pyfuse3_session"):
         subjects = [name for name in subjects if name == "pyfuse3"]
-    metafunc.parametrize("subject", subjects, indirect=True, scope="session")
+    if metafunc.definition.get_closest_marker("opens"):
+        subjects = [name for name in subjects if name != "openless"]
+        marks = {"device": [_OPENS]}
+    params = [pytest.param(name, marks=marks.get(name, ())) for name in subjects]
+    metafunc.parametrize("subject", params, indirect=True, scope="session")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs root where there is none, and what is only run when it is asked for."""
     if item.get_closest_marker("needs_root") and os.geteuid() != 0:
         pytest.skip("needs root")
+    for mark in item.iter_markers("since"):
+        major, minor, what = mark.args
+        if system.release() < (major, minor):
+            pytest.skip(f"new in Linux {major}.{minor}: {what}")
     both = item.get_closest_marker("vm") and item.get_closest_marker("slow")
     if both and not item.config.getoption("--vm"):
         pytest.skip("takes long in a virtual machine: scripts/test --vm runs it")

@@ -32,6 +32,9 @@ CLONE_NEWUSER = 0x10000000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _MOUNT_ATTR_IDMAP = 0x00100000
 
+#: The Linux that has passthrough.
+PASSTHROUGH = (6, 9)
+
 Name = str | bytes | Path
 
 
@@ -43,6 +46,12 @@ def _check(result: int, *names: Name) -> None:
 
 def _bytes(name: Name | None) -> bytes | None:
     return None if name is None else os.fsencode(name)
+
+
+def release() -> tuple[int, int]:
+    """The first two numbers of the kernel's release."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor)
 
 
 def private_mount_namespace() -> None:

@@ -146,7 +146,11 @@ def _let_go(inherited: set[int], null: int) -> None:
     # Not closed: an object of the caller's program that still has the number would close
     # whatever got it next.
     for descriptor in inherited | {0, 1, 2}:
-        os.dup2(null, descriptor, inheritable=descriptor <= 2)
+        try:
+            os.dup2(null, descriptor, inheritable=descriptor <= 2)
+        except OSError:
+            # EBADF: above the limit of our files, where nothing will get its number.
+            os.close(descriptor)
     os.close(null)
 
 

@@ -8,7 +8,9 @@ included, happens in the daemon, and what goes wrong before the mount is live is
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from unionfs import daemon
@@ -88,14 +90,27 @@ def _resolve_target(target: bytes) -> bytes:
         return target
     try:
         place = mounting.resolve(target)
-        is_directory = os.path.isdir(place)
     except OSError as error:
         raise MountError(f"{os.fsdecode(target)}: {error.strerror}") from error
     if place == b"/proc":
         raise MountError("/proc: the daemon needs it, a union cannot take its place")
-    if not is_directory:
-        raise MountError(f"{os.fsdecode(target)}: not a directory")
+    require_directory(target)
     return place
+
+
+def require_directory(target: str | bytes) -> None:
+    """Raise `MountError` unless *target* is a directory, on which something can be mounted."""
+    shown = os.fsdecode(target)
+    try:
+        if stat.S_ISDIR(os.stat(target).st_mode):
+            return
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(
+                f"{shown}: the daemon of what is mounted here has died; unmount that first, by"
+                f" unionfs umount {shown}"
+            ) from error
+    raise MountError(f"{shown}: not a directory")
 
 
 def _clear(place: bytes, before: set[int]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
+import resource
 import signal
 from collections.abc import Callable
 
@@ -42,6 +44,28 @@ def test_what_the_caller_has_not_collected_costs_the_daemon_nothing() -> None:
     with open(reader, "rb") as pipe:
         pid = int(pipe.read())
     os.waitpid(pid, 0)
+
+
+def test_descriptors_beyond_the_limit_of_files_are_let_go() -> None:
+    """A limit may be lowered after they were opened, as bash's own in a script."""
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 500)
+
+    def work(ready: Callable[[], None]) -> None:
+        own = os.dup(writer)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+        ready()
+        os.write(own, b"%d %d" % (os.getpid(), os.path.lexists(f"/proc/self/fd/{high}")))
+
+    try:
+        daemon.start(work)
+    finally:
+        os.close(high)
+        os.close(writer)
+    with open(reader, "rb") as pipe:
+        pid, is_open = map(int, pipe.read().split())
+    os.waitpid(pid, 0)
+    assert not is_open
 
 
 def test_signals_of_the_daemon_are_not_written_to_the_callers_pipe() -> None:

@@ -95,6 +95,13 @@ def test_nothing_is_written(command: Command) -> None:
     assert {path: path.stat().st_ctime_ns for path in command.base.rglob("*")} == before
 
 
+def test_what_cannot_be_read_is_named(command: Command) -> None:
+    (command.base / "u/d/closed").mkdir(mode=0o700, parents=True)
+    nobody = "import os, unionfs.cli.diff, unionfs.union.changes; os.setresuid(1234, 1234, 1234)"
+    done = command.run("diff", "-o", LAYERS, patch=nobody, status=2)
+    assert done.stderr == "unionfs: /d/closed: Permission denied\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

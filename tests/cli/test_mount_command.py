@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import tree
+from tests import system, tree
 from tests.cli.conftest import Command, wait_for_end
 from tests.mounts import device_minor
 from tests.ordinary import USER
@@ -537,14 +537,8 @@ def test_a_daemon_imports_what_it_needs_and_nothing_late(command: Command) -> No
 # --- passthrough
 
 
-def _needs_passthrough() -> None:
-    major, minor = (int(part) for part in os.uname().release.split(".")[:2])
-    if (major, minor) < (6, 9):
-        pytest.skip("the kernel has no passthrough")
-
-
+@pytest.mark.since(*system.PASSTHROUGH, "passthrough")
 def test_passthrough_on_costs_writers_of_what_is_read(command: Command) -> None:
-    _needs_passthrough()
     command.mount("passthrough=on")
     with open(command.target / "file", "rb") as reader:
         assert reader.read() == b"one"

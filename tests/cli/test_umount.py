@@ -104,6 +104,8 @@ def test_a_dead_union_is_unmounted(command: Command, lazy: list[str]) -> None:
     os.kill(pid, signal.SIGKILL)
     assert wait_for_end(pid)
     assert command.info()["state"] == "dead"
+    said = command.mount(status=32).stderr
+    assert said.startswith("unionfs: m: the daemon of what is mounted here has died; unmount that")
     command.run("umount", "m", *lazy)
     assert not command.mounted()
     command.mount()

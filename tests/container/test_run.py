@@ -345,8 +345,10 @@ def report():
         os.write(200, f"{sorted(set(sys.modules) - before)}\\n".encode())
 
 def end(status):
-    report()
-    leave(status)
+    try:
+        report()
+    finally:  # the command's process has closed what it is told on
+        leave(status)
 
 def tell(*arguments, **words):
     if "failed" in words:

@@ -307,3 +307,19 @@ def test_a_beginning_that_is_none_is_a_failed_mount(wire: Wire, raw: bytes) -> N
 
 def test_root_is_known_from_the_beginning(wire: Wire) -> None:
     assert wire.ask(Opcode.GETATTR, bytes(16), ROOT_ID).code == 0
+
+
+@pytest.mark.parametrize("how", [0, os.O_DSYNC, os.O_SYNC])
+def test_a_write_alone_that_is_to_be_stable(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch, how: int
+) -> None:
+    """pwritev2(2) with RWF_DSYNC or RWF_SYNC, on a file that was not opened so."""
+    synced: list[int] = []
+    build.write(layers.lowers[0] / "file", b"before")
+    with wired(layers) as wire:
+        node = wire.node("file")
+        handle = wire.open(node)
+        wire.ask(Opcode.WRITE, write_in(handle, b"copied up"), node)
+        monkeypatch.setattr(os, "fsync", synced.append)
+        wire.ask(Opcode.WRITE, write_in(handle, b"written", how=how), node)
+    assert len(synced) == (1 if how else 0)

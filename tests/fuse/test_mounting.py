@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,6 @@ from tests.mounts import REPOSITORY
 from tests.system import in_child
 from unionfs.errors import MountError
 from unionfs.fuse import mounting
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["command"]
 
@@ -212,11 +210,31 @@ def test_a_mount_that_another_has_made(command: Command) -> None:
     os.close(fd)
     assert (command.target / "file").read_text() == "one"
     (command.target / "new").touch()
+    command.run("umount", "m")
+    assert (command.base / "u/new").exists()
+
+
+@pytest.mark.since(6, 16, "the mount of a /dev/fuse is told")
+def test_a_mount_that_another_has_made_is_listed(command: Command) -> None:
+    fd = raw_mount(command.target, *WORDS)
+    os.set_inheritable(fd, True)
+    command.run("-o", command.layers, f"/dev/fd/{fd}", pass_fds=[fd])
+    os.close(fd)
     row = command.info()
     assert (row["state"], row["session"]) == ("live", "device")
     command.run("umount", "m")
     assert wait_for_end(row["pid"], 0)
-    assert (command.base / "u/new").exists()
+
+
+def running(program: Path) -> int:
+    """Return the process that runs the script *program*."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.fsencode(program) in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    (pid,) = found
+    return pid
 
 
 @pytest.mark.parametrize("options", ["drop_privileges", "drop_privileges,ro"])
@@ -240,12 +258,11 @@ def test_mount_fuse3_drops_privileges(command: Command, options: str) -> None:
     )
     command._guard()
     assert (command.target / "file").read_text() == "one"
-    row = command.info()
-    assert row["state"] == "live"
-    with open(f"/proc/{row['pid']}/status", encoding="ascii") as file:
+    pid = running(script)
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
         assert "CapEff:\t0000000000000000\n" in file.read()
     command.run("umount", "m")
-    assert wait_for_end(row["pid"], 0)
+    assert wait_for_end(pid)
 
 
 # --- user namespaces

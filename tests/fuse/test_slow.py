@@ -17,7 +17,14 @@ from tests.fuse.slow import SECONDS
 from tests.mounts import Layers
 from tests.system import in_child
 
-pytestmark = [pytest.mark.needs_root, pytest.mark.device_session]
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.device_session,
+    pytest.mark.skipif(
+        "UNIONFS_TEST_INTERPRETED" in os.environ,
+        reason="counts tenths of a second, and this machine's CPU is interpreted",
+    ),
+]
 
 Mount = Callable[..., Any]
 

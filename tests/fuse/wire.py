@@ -169,9 +169,9 @@ def wired(layers: Layers, *, opens: bool = True, **options: Any) -> Iterator[Wir
     layers.check_work()
 
 
-def write_in(handle: int, data: bytes, offset: int = 0) -> bytes:
-    """The body of a WRITE."""
-    return protocol.WRITE_IN.pack(handle, offset, len(data), 0, 0, os.O_RDWR, 0) + data
+def write_in(handle: int, data: bytes, offset: int = 0, how: int = 0) -> bytes:
+    """The body of a WRITE, with *how* of the flags of pwritev2(2) that have a form for open(2)."""
+    return protocol.WRITE_IN.pack(handle, offset, len(data), 0, 0, os.O_RDWR | how, 0) + data
 
 
 def read_in(handle: int, size: int, offset: int = 0) -> bytes:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
-import os
 import sqlite3
 import sys
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 from typing import Any
 
+from tests.nfs import shop
 from tests.nfs.libnfs import Client
 
 NAME = b"nfs"
@@ -178,17 +178,12 @@ class NfsVfs:
 
 
 def main(arguments: dict[str, Any], path: str, name: str, rounds: int) -> None:
-    """Take *rounds* from a stock that all clients share, and write down each."""
+    """Take *rounds* times from the stock that all clients share."""
     vfs = NfsVfs(Client(**arguments))
     database = sqlite3.connect(
         f"file:{path}?vfs={NAME.decode()}", uri=True, timeout=60, isolation_level=None
     )
-    for number in range(rounds):
-        database.execute("BEGIN IMMEDIATE")
-        ((left,),) = database.execute("SELECT amount FROM stock")
-        database.execute("UPDATE stock SET amount = ?", (left - 1,))
-        database.execute("INSERT INTO taken VALUES (?, ?, ?)", (name, number, os.urandom(3000)))
-        database.execute("COMMIT")
+    shop.take(database, name, range(rounds))
     database.close()
     del vfs
 

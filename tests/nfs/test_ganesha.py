@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import pytest
 from tests import build, system
 from tests.driver.drivers import KITS
 from tests.mounts import device_minor
+from tests.nfs import shop
 from tests.nfs.filehandles import handle_of, read
 from tests.nfs.libnfs import MOST_WRITTEN
 from tests.store.volume_ground import VolumeGround, only_file
@@ -286,11 +286,7 @@ def test_a_database_of_three_clients(
 ) -> None:
     """Each takes from one stock, by transactions: nothing is lost, nothing taken twice."""
     rounds = 15
-    with contextlib.closing(sqlite3.connect(layers.lowers[0] / "shop.db")) as made:
-        made.executescript(
-            "CREATE TABLE stock (amount INTEGER); INSERT INTO stock VALUES (1000);"
-            "CREATE TABLE taken (name TEXT, number INTEGER, what BLOB, UNIQUE (name, number));"
-        )
+    shop.make(layers.lowers[0] / "shop.db")
     root = union(EXPORT).root
     server.export("/union", root)
     server.start()
@@ -302,9 +298,5 @@ def test_a_database_of_three_clients(
     for client in clients:
         said, _ = client.communicate(timeout=40)
         assert client.returncode == 0, said.decode()
-    with contextlib.closing(sqlite3.connect(root / "shop.db")) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert database.execute("SELECT amount FROM stock").fetchone() == (1000 - 3 * rounds,)
-        taken = database.execute("SELECT name, count(*) FROM taken GROUP BY name").fetchall()
-    assert sorted(taken) == sorted((name, rounds) for name in names)
+    shop.check(root / "shop.db", names, rounds)
     assert os.listdir(layers.upper or "") == ["shop.db"]

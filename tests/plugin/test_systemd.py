@@ -44,7 +44,8 @@ def test_they_say_what_the_command_does() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".service")])
 def test_services_have_the_mounts_of_the_host(name: str) -> None:
     """These are all that they have: any other may give them a mount namespace of their own."""
-    harmless = {"Type", "ExecStart", "KillMode", "Restart"}
+    programs = {"Type", "EnvironmentFile", "ExecStartPre", "ExecStart"}
+    harmless = {*programs, "KillMode", "Restart", "TimeoutStopSec"}
     assert set(unit(name)["Service"]) <= harmless
 
 

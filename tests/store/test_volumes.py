@@ -293,6 +293,9 @@ def test_an_ordinary_user(ground: VolumeGround) -> None:
             volumes.mount("vol", str(target))
         with pytest.raises(FailedPreconditionError, match="in use by me"):
             views.snapshot(volumes, "vol")
+        store.driver.prepare("alone")
+        with pytest.raises(MountError, match=f"the files are in {home}/store/overlay/"):
+            store.mount("alone", str(target))
         assert (Path(volumes.tree(volumes.find("vol")).mountpoint) / "file").exists()
 
     pid = os.fork()

@@ -168,13 +168,18 @@ def test_owners_are_shown_as_the_kernel_shows_them(pair: MappedPair) -> None:
     pair.same_shown(lambda root: owner(root / "both"))
 
 
+@pytest.mark.since(6, 2, "overlayfs maps the ACLs of idmapped layers")
+def test_acls_are_shown_mapped(pair: MappedPair) -> None:
+    for layer in ("lower", "upper"):
+        value = pair.same_shown(value_at(f"{layer}.d/plain", "system.posix_acl_access"))
+        assert value == named(200001, 300009)
+        default = pair.same_shown(value_at(f"{layer}.d", "system.posix_acl_default"))
+        assert default == named(100012, 400002)
+
+
 def test_values_of_attributes_are_shown_mapped(pair: MappedPair) -> None:
     for layer in ("lower", "upper"):
         directory = f"{layer}.d"
-        value = pair.same_shown(value_at(f"{directory}/plain", "system.posix_acl_access"))
-        assert value == named(200001, 300009)
-        default = pair.same_shown(value_at(directory, "system.posix_acl_default"))
-        assert default == named(100012, 400002)
         ability = pair.same_shown(value_at(f"{directory}/foreign", "security.capability"))
         assert struct.unpack("<I16sI", ability)[2] == 100000, "root of the user namespace"
         assert pair.same_shown(value_at(f"{directory}/script", "user.note"))

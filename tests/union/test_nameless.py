@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.needs_root]
 #: How files are opened matters here.
 OPENLESS_TOO = True
 
+overlayfs_has_them = pytest.mark.since(6, 10, "overlayfs makes files without a name")
+
 Make = Callable[..., Pair]
 DEFAULT = build.acl(
     (build.USER_OBJ, 7, build.NO_ID),
@@ -242,6 +244,7 @@ def _status(status: os.stat_result) -> tuple[int, ...]:
 
 @pytest.mark.device_session
 @pytest.mark.kernel_overlay
+@overlayfs_has_them
 @pytest.mark.parametrize("directory", ["d", "mine", "group", "acl", "."])
 @pytest.mark.parametrize(("mode", "flags"), [(0o666, 0), (0o4755, 0), (0o600, os.O_EXCL)])
 def test_as_the_kernel_has_it(pair: Make, directory: str, mode: int, flags: int) -> None:
@@ -253,6 +256,7 @@ def test_as_the_kernel_has_it(pair: Make, directory: str, mode: int, flags: int)
 
 @pytest.mark.device_session
 @pytest.mark.kernel_overlay
+@overlayfs_has_them
 @pytest.mark.parametrize("flag", ["i", "a"])
 def test_in_protected_directories(pair: Make, flag: str) -> None:
     both = pair(fill)

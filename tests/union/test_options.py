@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ import pytest
 from tests import build, system, tree
 from tests.mounts import Layers
 from tests.system import attempt, in_child
-from unionfs.layer import acl
+from tests.union.client import opened
+from unionfs.errors import LayerError
+from unionfs.layer import acl, syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,6 +254,21 @@ def test_numbers_of_32_bits(layers: Layers, union: Mount) -> None:
     listing.close()
     (root / "memory1").write_text("copied up")
     assert (root / "memory1").stat().st_ino in numbers
+
+
+@pytest.mark.usefixtures("ours_only")
+def test_upper_that_cannot_exchange_names_is_refused(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS answers renameat2(2); the work directory is left as it was."""
+
+    def refuses(*arguments: int | bytes) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(syscalls, "renameat2", refuses)
+    with pytest.raises(LayerError, match=r"upperdir=.*cannot exchange two names"), opened(layers):
+        pass
+    assert os.listdir(layers.work or "") == []
 
 
 @pytest.mark.usefixtures("ours_only")

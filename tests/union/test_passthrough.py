@@ -33,10 +33,7 @@ from unionfs.layer.xattrs import CAPABILITY
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.device_session,
-    pytest.mark.skipif(
-        tuple(int(part) for part in os.uname().release.split(".")[:2]) < (6, 9),
-        reason="passthrough is new in Linux 6.9",
-    ),
+    pytest.mark.since(*system.PASSTHROUGH, "passthrough"),
 ]
 
 Mount = Callable[..., Any]

@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.vm import cache, kernel, root
+from tests.vm import cache, kernel, network, root, terminal
 from tests.vm.errors import CannotError, MachineError
 from tests.vm.machine import QEMU, Machine
 
 #: Exit statuses of ours, as env(1) and docker run have them: the machine could not be had or died.
 _FAILED = 125
+#: Seconds for a machine of which nothing is said.
+_PATIENCE = 3600
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
@@ -45,6 +47,19 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         metavar="SIZE",
         help="one more disk (20G, say): /dev/vdb, the next /dev/vdc",
     )
+    add(
+        "--with",
+        dest="brought",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="bring a copy of this file or directory: /with/NAME",
+    )
+    add(
+        "--network",
+        metavar="NAME/NUMBER",
+        help="be machine 1 or 2 of a network of two: node1 and node2, which see each other",
+    )
     add("--memory", type=int, default=1024, metavar="MIB", help="(default 1024)")
     add("--keep", action="store_true", help="its disks are there again for the next --keep")
     add("--machine", metavar="NAME", help="which of several that are kept; implies --keep")
@@ -55,7 +70,12 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         help="cut its power when the console (/dev/console) shows PATTERN, and exit with 0;"
         " implies --keep",
     )
-    add("--timeout", type=float, default=3600, metavar="SECONDS", help="(default an hour)")
+    add(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="for all of it (default an hour, of a shell none)",
+    )
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     if given.command[:1] == ["--"]:
@@ -93,8 +113,12 @@ def _run(given: argparse.Namespace) -> int:
             raise CannotError(f"{program} is not in PATH: install the package {package}")
     if given.shell and not sys.stdin.isatty():
         raise CannotError("--shell: there is no terminal")
+    brought = {Path(os.path.abspath(word)).name: Path(word).resolve() for word in given.brought}
+    for path in brought.values():
+        if not path.exists():
+            raise CannotError(f"--with {path}: there is no such file or directory")
     booted, image = kernel.find(given.kernel), root.find()
-    with _directory(given) as directory:
+    with _directory(given) as directory, contextlib.ExitStack() as plugs:
         if not given.command and not given.shell:
             return 0  # it was only to be discarded
         machine = Machine(
@@ -102,16 +126,22 @@ def _run(given: argparse.Namespace) -> int:
             booted,
             image,
             disks=given.disk,
+            brought=brought,
             memory=given.memory,
             keep=bool(given.keep or given.machine or given.crash_after),
+            end=plugs.enter_context(network.plugged(given.network)) if given.network else None,
         )
-        return machine.run(
-            given.command,
-            stdout=lambda data: _write(1, data),
-            stderr=lambda data: _write(2, data),
-            cut_at=given.crash_after.encode() if given.crash_after else None,
-            seconds=given.timeout,
-        )
+        if given.shell:
+            cache.say("starting; the end of the shell is the machine's")
+        with terminal.lent() if given.shell else contextlib.nullcontext() as lent:
+            return machine.run(
+                given.command,
+                stdout=lambda data: _write(1, data),
+                stderr=lambda data: _write(2, data),
+                terminal=lent,
+                cut_at=given.crash_after.encode() if given.crash_after else None,
+                seconds=given.timeout or (None if given.shell else _PATIENCE),
+            )
 
 
 def _write(fd: int, data: bytes) -> None:

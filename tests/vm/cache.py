@@ -28,12 +28,12 @@ def place() -> Path:
 def made(name: str, of: str, make: Callable[[Path], None]) -> Path:
     """Return the directory *name* that *make* filled, made anew when *of* is another text.
 
-    Two at once wait for each other. Raises what *make* raises; then nothing is left.
+    Two at once, of one name, wait for each other. Raises what *make* raises; then nothing is left.
     """
     key = hashlib.sha256(of.encode()).hexdigest()[:16]
     path = place() / f"{name}-{key}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (place() / "lock").open("w") as lock:
+    with (place() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_dir():
             _make(path, make)

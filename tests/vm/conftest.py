@@ -16,14 +16,18 @@ from tests.vm.errors import CannotError
 #: Seconds for one machine, from its start to its end; interpreted, beside other tests.
 PATIENCE = 240
 
+#: `scripts/vm` without the set-up, which was done for this test run.
+WORDS = (sys.executable, "-P", "-m", "tests.vm")
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(REPOSITORY)}
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_vm(*words: str, seconds: int = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """Run `scripts/vm` with *words*, without the set-up that was done for this test run."""
+    """Run `scripts/vm` with *words*."""
     return subprocess.run(
-        [sys.executable, "-P", "-m", "tests.vm", "--timeout", str(seconds), *words],
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        [*WORDS, "--timeout", str(seconds), *words],
+        env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

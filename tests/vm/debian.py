@@ -1,17 +1,23 @@
-"""Debian's packages, fetched and unpacked without being installed."""
+"""Debian's packages: fetched without being installed, or installed in a root file system."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests import system
 from tests.vm.errors import CannotError
+from tests.vm.memory import require_memory
 
-MIRROR = "http://deb.debian.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: Seconds for one program.
 PATIENCE = 900
+#: A root file system is made in so much memory, where nothing waits for a disk.
+_MEMORY = 3 << 30
 
 
 def run(arguments: Sequence[str], *, place: Path | None = None) -> str:
@@ -46,12 +52,47 @@ def release() -> str:
     raise CannotError("/etc/os-release names no VERSION_CODENAME: Debian is expected")
 
 
+@functools.cache
+def mirrors() -> dict[str, str]:
+    """Where apt here has Debian's main part from, for each of its releases (bookworm-updates)."""
+    words = ("--no-release-info", "--format", "$(COMPONENT) $(RELEASE) $(REPO_URI)")
+    listed = run(["apt-get", "indextargets", *words, "Created-By: Packages"])
+    rows = (line.split() for line in listed.splitlines())
+    return {name: address for component, name, address in rows if component == "main"}
+
+
+def mirror() -> str:
+    """Where apt here has the release from that runs here, and has others. Raises `CannotError`."""
+    if found := mirrors().get(release()):
+        return found
+    raise CannotError(f"apt has no source of {release()} main: see /etc/apt/sources.list")
+
+
+@contextlib.contextmanager
+def installed(packages: Sequence[str], within: Path) -> Iterator[Path]:
+    """Give a root file system with *packages* until the end of the block, mounted in *within*.
+
+    Raises `CannotError`.
+    """
+    require_memory(_MEMORY >> 20)
+    with tempfile.TemporaryDirectory(dir=within) as place:
+        system.private_mount_namespace()
+        system.mount("none", place, "tmpfs", 0, f"size={_MEMORY}")
+        root = Path(place) / "root"
+        try:
+            words = ("--variant=minbase", f"--include={','.join(packages)}", release())
+            run(["mmdebstrap", "--quiet", "--mode=root", *words, str(root), mirror()])
+            yield root
+        finally:
+            system.umount(place, system.MNT_DETACH)
+
+
 def fetch(meta: str, suite: str, work: Path) -> Path:
     """Download the package that *meta* of *suite* depends on first, into *work*.
 
     Apt gets directories of its own and no list of what is installed: it only downloads.
     """
-    (work / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+    (work / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
     for directory in ("lists/partial", "archives/partial"):
         (work / directory).mkdir(parents=True)
     settings = {

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.vm import cache, cargo, debian, initramfs
 from tests.vm.errors import MachineError
 from tests.vm.kernel import Kernel
 from tests.vm.memory import require_memory
+from tests.vm.network import End
 
 QEMU = "qemu-system-x86_64"
 #: Bytes that a run may write to the disk beside what its own disks get.
@@ -39,14 +41,18 @@ class Machine:
         root: Path,
         *,
         disks: Sequence[str] = (),
+        brought: Mapping[str, Path] | None = None,
         memory: int = 1024,
         keep: bool = False,
+        end: End | None = None,
     ) -> None:
         self.directory = directory
         self.console = b""
         self._kernel = kernel
+        self._brought = brought or {}
         self._memory = memory
         self._keep = keep
+        self._end = end
         cache.require_room(directory, _ROOM)
         require_memory(memory + 256)
         self._make_disk("root", "-b", str(root), "-F", "raw")  # all machines share that image
@@ -69,29 +75,32 @@ class Machine:
         *,
         stdout: Sink,
         stderr: Sink,
+        terminal: socket.socket | None = None,
         cut_at: bytes | None = None,
-        seconds: float = 3600,
+        seconds: float | None = 3600,
     ) -> int:
         """Boot, run *argv* and return its exit status, with the machine turned off.
 
-        An empty *argv* is a shell on our terminal. With *cut_at* the power is cut as soon as
+        An empty *argv* is a shell on *terminal*. With *cut_at* the power is cut as soon as
         the console shows that, and the result is 0. Raises `MachineError` when the machine
         ends before its command does, or is not done after *seconds*.
         """
-        cargo.load(self.directory / "cargo.tar", argv, keep=self._keep)
+        tar = self.directory / "cargo.tar"
+        cargo.load(tar, argv, brought=self._brought, keep=self._keep, end=self._end)
         (self.directory / "initramfs").write_bytes(initramfs.archive(self._kernel))
         self.console, status = b"", b""
         pipes = {name: os.pipe() for name in _CHANNELS}
-        terminal = None if not argv else subprocess.DEVNULL
+        passed = {name: end for name, (_, end) in pipes.items()}
+        shells = () if terminal is None else (terminal.fileno(),)
         with subprocess.Popen(
-            [*self._command({name: end for name, (_, end) in pipes.items()}, shell=not argv)],
-            stdin=terminal,
-            stdout=terminal,
+            [*self._command(passed), *_terminal(*shells)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=[end for _, end in pipes.values()],
+            pass_fds=[*passed.values(), *shells],
         ) as qemu:
             assert qemu.stderr is not None
-            for _, end in pipes.values():
+            for end in passed.values():
                 os.close(end)
             try:
                 for name, data in _read({end: name for name, (end, _) in pipes.items()}, seconds):
@@ -114,7 +123,7 @@ class Machine:
             raise MachineError(f"the command ended before the console showed {cut_at!r}")
         return int(status)
 
-    def _command(self, pipes: dict[str, int], *, shell: bool) -> Iterator[str]:
+    def _command(self, pipes: dict[str, int]) -> Iterator[str]:
         """Yield the words of the command that starts QEMU with the ends of *pipes*."""
         yield from ("setpriv", "--pdeathsig", "KILL", "--", QEMU, "-nodefaults", "-no-user-config")
         yield from ("-accel", "kvm" if kvm_is_real() else "tcg", "-display", "none", "-no-reboot")
@@ -125,7 +134,10 @@ class Machine:
             "-initrd",
             str(self.directory / "initramfs"),
         )
-        yield from ("-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on")
+        words = "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on"
+        # What the kernel does not know becomes the environment of its first process.
+        words += "" if kvm_is_real() else " UNIONFS_TEST_INTERPRETED=1"
+        yield from ("-append", words)
         writable = {"root": self._disk("root"), **{path.stem: path for path in self._own}}
         for serial, path in writable.items():
             yield from _drive(serial, f"format=qcow2,cache=writeback,discard=unmap,file={path}")
@@ -139,9 +151,8 @@ class Machine:
                 yield from ("-serial", "chardev:console")
             else:
                 yield from ("-device", f"virtserialport,chardev={name},name={name}")
-        if shell:
-            yield from ("-chardev", "stdio,id=terminal,signal=off")
-            yield from ("-device", "virtconsole,chardev=terminal,name=terminal")
+        if self._end is not None:
+            yield from self._end.devices()
 
 
 def _drive(serial: str, what: str) -> tuple[str, ...]:
@@ -149,19 +160,26 @@ def _drive(serial: str, what: str) -> tuple[str, ...]:
     return ("-drive", f"if=none,id={serial},{what}", "-device", device)
 
 
-def _read(pipes: dict[int, str], seconds: float) -> Iterator[tuple[str, bytes]]:
+def _terminal(*fds: int) -> Iterator[str]:
+    """Yield the words for a terminal in the guest, /dev/hvc0, for each of the sockets *fds*."""
+    for fd in fds:
+        yield from ("-chardev", f"socket,id=terminal,fd={fd}")
+        yield from ("-device", "virtconsole,chardev=terminal,name=terminal")
+
+
+def _read(pipes: dict[int, str], seconds: float | None) -> Iterator[tuple[str, bytes]]:
     """Yield what comes out of each of *pipes* until all have ended; close them.
 
     Raises `MachineError` when that is not so after *seconds*.
     """
-    deadline = time.monotonic() + seconds
+    start = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for end in pipes:
             selector.register(end, selectors.EVENT_READ)
         try:
             while selector.get_map():
-                ready = selector.select(deadline - time.monotonic())
-                if not ready:
+                ready = selector.select(seconds and seconds + start - time.monotonic())
+                if seconds and not ready:
                     raise MachineError(f"not done after {seconds:.0f} seconds")
                 for key, _ in ready:
                     data = os.read(key.fd, 65536)

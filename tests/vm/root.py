@@ -6,28 +6,23 @@ It knows nothing of a kernel, and the checkout itself is not in it: these come w
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
-from tests import system
 from tests.mounts import REPOSITORY
 from tests.vm import cache, debian
 from tests.vm.errors import CannotError
-from tests.vm.memory import require_memory
 
 #: What the tests and the demonstrations work with.
 PACKAGES = (
     *("acl", "attr", "btrfs-progs", "busybox-static", "dmsetup", "e2fsprogs", "fuse-overlayfs"),
     *("fuse3", "iproute2", "kmod", "less", "libcap2-bin", "netbase", "nfs-common"),
-    *("nfs-kernel-server", "procps", "python3", "qemu-utils", "rpcbind", "strace"),
-    *("thin-provisioning-tools", "uidmap", "xfsprogs", "zstd"),
+    *("nfs-kernel-server", "openssl", "perl", "procps", "python3", "qemu-utils", "rpcbind"),
+    *("strace", "thin-provisioning-tools", "uidmap", "xfsprogs", "zstd"),
 )
 #: Where the checkout is in a guest.
 CHECKOUT = "/unionfs"
 #: The file system is this large; what is not written takes nothing.
 SIZE = "8G"
-#: What it is made in: memory, where nothing waits for a disk.
-_MEMORY = 2 << 30
 
 #: Of the environment: what checks sources has no use in a guest.
 _LEFT_OUT = ("mypy*", "ruff*", "pip*", "*pre_commit*", "virtualenv*", "_editable_impl_*")
@@ -45,23 +40,13 @@ def find() -> Path:
 
 
 def _make(into: Path) -> None:
-    require_memory(_MEMORY >> 20)
     cache.say("making a Debian root file system (a minute or two, the first time)")
-    with tempfile.TemporaryDirectory(dir=into) as place:
-        system.private_mount_namespace()
-        system.mount("none", place, "tmpfs", 0, f"size={_MEMORY}")
-        root = Path(place) / "root"
-        try:
-            include = f"--include={','.join(PACKAGES)}"
-            debian.run(["debootstrap", "--variant=minbase", include, debian.release(), str(root)])
-            shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
-            _bring_environment(root)
-            (root / "etc/hostname").write_text("unionfs-vm\n")
-            image = str(into / "root.img")
-            cache.say("writing its image")
-            debian.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-d", str(root), image, SIZE])
-        finally:
-            system.umount(place, system.MNT_DETACH)
+    with debian.installed(PACKAGES, into) as root:
+        _bring_environment(root)
+        (root / "etc/hostname").write_text("unionfs-vm\n")
+        image = str(into / "root.img")
+        cache.say("writing its image")
+        debian.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-d", str(root), image, SIZE])
 
 
 def _bring_environment(root: Path) -> None:

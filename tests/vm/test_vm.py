@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.vm import kernel
@@ -15,18 +17,23 @@ printf '<%s>\n' "$@"
 unionfs --version
 for module in dm_thin_pool overlay fuse nfs nfsd; do grep -c "^$module " /proc/modules; done
 readlink /proc/self/fd/0; pwd
+cat /with/brought/below/file /with/test_vm.py
 echo said >/dev/stderr
 exit 7
 """
 
 
-def test_a_command_is_run_as_given(vm: Run) -> None:
-    done = vm("--", "sh", "-c", _TELLS, "sh", "a  b", "", "c'\"$x", "--keep", "ü\n")
+def test_a_command_is_run_as_given(vm: Run, scratch: Path) -> None:
+    (scratch / "brought/below").mkdir(parents=True)
+    (scratch / "brought/below/file").write_text("from afar")
+    brought = ("--with", str(scratch / "brought"), "--with", __file__)
+    done = vm(*brought, "--", "sh", "-c", _TELLS, "sh", "a  b", "", "c'\"$x", "--keep", "ü\n")
     assert done.returncode == 7, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:6] == ["<a  b>", "<>", "<c'\"$x>", "<--keep>", "<ü", ">"]
     assert lines[6].startswith("unionfs: version ")
-    assert lines[7:] == ["1"] * 5 + ["/dev/null", "/unionfs"]
+    assert lines[7:14] == ["1"] * 5 + ["/dev/null", "/unionfs"]
+    assert "\n".join([*lines[14:], ""]) == "from afar" + Path(__file__).read_text()
     assert done.stderr == "said\n"
 
 
@@ -71,7 +78,9 @@ def test_a_panic_is_not_the_commands_status(vm: Run) -> None:
         (("--kernel", "2.4", "--", "true"), "2.4: a kernel is 6.1 or 6.12"),
         (("--memory", "99999999", "--", "true"), "MB of memory are free"),
         (("--machine", "../up", "--", "true"), "not a name"),
+        (("--with", "not here", "--", "true"), "not here: there is no such file"),
         (("--shell",), "no terminal"),
+        (("--network", "lab/3", "--", "true"), "lab/3: an end of a network is NAME/1 or NAME/2"),
     ],
 )
 def test_what_cannot_be_is_said(vm: Run, words: tuple[str, ...], said: str) -> None:

@@ -22,7 +22,7 @@ from unionfs.driver.api import UNION, Mount
 from unionfs.errors import MountError, UnsupportedError
 from unionfs.fuse import mounting
 from unionfs.layer import syscalls
-from unionfs.mount import mount
+from unionfs.mount import mount, require_directory
 from unionfs.namespace import MountNamespace
 from unionfs.optwords import parse_options
 from unionfs.unmount import unmount
@@ -50,8 +50,7 @@ def attach(
     With a *home* the daemons of unions go there, as `unionfs.mount.mount` has it.
     Raises `MountError` with what mount(8) says, and leaves nothing mounted then.
     """
-    if not os.path.isdir(target):
-        raise MountError(f"{target}: not a directory")
+    require_directory(target)
     done = 0
     try:
         for one in mounts:
@@ -79,7 +78,15 @@ def _mount(one: Mount, target: str, home: MountNamespace | None) -> None:
     place, options = "/", ",".join(one.options)
     if one.type == "overlay" and len(options) > _OPTIONS_LIMIT:
         place, options = _shortened(one.options)
-    _run_mount(["-t", one.type, "-o", options, "--", one.source, os.path.abspath(target)], place)
+    try:
+        _run_mount(
+            ["-t", one.type, "-o", options, "--", one.source, os.path.abspath(target)], place
+        )
+    except MountError as error:
+        if one.type != "bind" or os.geteuid() == 0:
+            raise
+        hint = f"without mounting, the files are in {one.source}"
+        raise MountError(f"{error}; {hint}") from error
 
 
 def _mount_by_command(one: Mount, target: str) -> None:

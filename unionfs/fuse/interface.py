@@ -200,9 +200,15 @@ class FileSystem(Protocol):
         """Read up to *size* bytes, fewer only at the end."""
 
     async def write(
-        self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
+        self,
+        handle: int,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        keeps_set_ids: bool = False,
+        synced: bool = False,
     ) -> int:
-        """Write all of *data*, or raise.
+        """Write all of *data*, or raise; with *synced* to the disk.
 
         Takes setuid, setgid and capabilities away; with *keeps_set_ids* only capabilities.
         """

@@ -201,12 +201,14 @@ class Requests:
         return await self._fs.read(handle, offset, min(size, protocol.MAX_DATA))
 
     async def write(self, node: int, body: memoryview, who: Who) -> Reply:
-        handle, offset, size, flags, *_ = protocol.WRITE_IN.unpack_from(body)
+        handle, offset, size, flags, _, how, _ = protocol.WRITE_IN.unpack_from(body)
         data = body[protocol.WRITE_IN.size :]
         if len(data) != size:
             raise OSError(errno.EINVAL, "data of another size than announced")
         keeps = not flags & protocol.WRITE_KILL_SUIDGID
-        written = await self._fs.write(handle, offset, data, keeps_set_ids=keeps)
+        # Of the file's open(2), or of this write alone: pwritev2(2), an NFS server's stable ones.
+        synced = bool(how & os.O_DSYNC)
+        written = await self._fs.write(handle, offset, data, keeps_set_ids=keeps, synced=synced)
         return protocol.WRITE_OUT.pack(written, 0)
 
     def release(self, node: int, body: memoryview, who: Who) -> Reply:

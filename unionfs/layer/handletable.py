@@ -5,8 +5,8 @@ a generation, nothing else, so what they mean must outlive the daemon. The table
 directory of its own in the workdir, beside ``work/`` and ``index/``: the kernel's overlayfs
 empties the one, refuses strange names in the other, and looks at nothing else there.
 
-A row is in the file when the call that made it returns, and so survives a SIGKILL. It is not
-synced: after a power failure the newest rows may be missing, the rest is whole.
+A row is in the file when the call that made it returns, and so survives a SIGKILL. It is on the
+disk after ``sync``: after a power failure rows that came later may be missing, the rest is whole.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class HandleTable:
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA synchronous = {synchronous}")
         ((self.mounts,),) = run("SELECT count FROM mounts")
+        #: How many changes are on the disk; at first one is not known to be.
+        self._synced = -1
 
     def _run(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         try:
@@ -170,6 +172,20 @@ class HandleTable:
         """Write what was recorded since ``begin``."""
         if self._connection.in_transaction:
             self._run("COMMIT")
+
+    def sync(self) -> None:
+        """Bring all rows to the disk. Waits for it, if any is new."""
+        changes = self._connection.total_changes
+        if changes == self._synced:
+            return
+        # Rows are in SQLite's log until it copies them to the table, which it syncs itself.
+        with contextlib.suppress(FileNotFoundError):
+            log = os.open(self.path + b"-wal", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(log)
+            finally:
+                os.close(log)
+        self._synced = changes
 
     def close(self) -> None:
         """Close the file."""

@@ -155,6 +155,14 @@ def renameat2(old_dirfd: int, old: bytes, new_dirfd: int, new: bytes, flags: int
     _check(_libc.renameat2(old_dirfd, old, new_dirfd, new, flags), old)
 
 
+def getxattr(path: bytes, name: bytes, size: int, *, follow: bool) -> bytes:
+    """Return the value of the xattr *name* by a buffer of *size* bytes; ERANGE for a longer one."""
+    call = _libc.getxattr if follow else _libc.lgetxattr
+    buffer = ctypes.create_string_buffer(size)
+    length = _check(call(path, name, buffer, ctypes.c_size_t(size)), path)
+    return buffer.raw[:length]
+
+
 def open_tree_clone(dirfd: int, path: bytes, *, recursive: bool = False) -> int:
     """Return a private copy of the mount below *path*, a directory or a file.
 

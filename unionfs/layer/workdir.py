@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from unionfs.errors import LayerError
-from unionfs.layer import xattrs
+from unionfs.layer import syscalls, xattrs
 from unionfs.layer.tree import opened_up
 from unionfs.layer.walk import remove_tree
 from unionfs.layer.xattrs import Marks
@@ -52,7 +52,7 @@ class WorkDirectory:
         self._numbers = itertools.count(1)
 
     def check(self, upper: _Upper) -> None:
-        """Refuse a workdir that a volatile mount left, an upper that cannot hold marks.
+        """Refuse a workdir that a volatile mount left, an upper that cannot be changed in steps.
 
         Raises ``LayerError``; nothing stays changed on disk.
         """
@@ -60,7 +60,9 @@ class WorkDirectory:
             place = os.path.join(self.path, _WORK, _INCOMPAT, feature)
             reason = "left by a mount that did not sync; remove it if you accept a loss of data"
             raise LayerError("workdir", place, reason)
-        self._check_xattrs(upper)
+        with self._probe(b"a") as one, self._probe(b"b") as other:
+            self._check_exchange(upper, one, other)
+            self._check_xattrs(upper, one)
 
     def _incompatible(self) -> list[bytes]:
         """Return the names in ``work/incompat``: what a mount must know of to go on."""
@@ -74,20 +76,42 @@ class WorkDirectory:
             with opened_up(work, 0o500, follow=False):
                 return self._incompatible()
 
-    def _check_xattrs(self, upper: _Upper) -> None:
-        probe = _PROBE + b"%d" % os.getpid()
+    def _check_exchange(self, upper: _Upper, one: bytes, other: bytes) -> None:
+        """Refuse what the kernel's overlayfs refuses as well: NFS, and others without renameat2(2).
+
+        To do in two renames what an exchange does would leave a moment in which a crash shows
+        again what was deleted, or nothing where a directory was replaced.
+        """
         try:
-            os.mkdir(probe, 0o700, dir_fd=self._root_fd)
+            flags = syscalls.RENAME_EXCHANGE
+            syscalls.renameat2(self._root_fd, one, self._root_fd, other, flags)
         except OSError as error:
-            raise LayerError("workdir", self.path, os.strerror(error.errno or 0)) from error
+            reason = (
+                "its file system cannot exchange two names (RENAME_EXCHANGE; NFS cannot),"
+                " which deleted and replaced directories need"
+            )
+            raise LayerError("upperdir", upper.path, reason) from error
+
+    def _check_xattrs(self, upper: _Upper, probe: bytes) -> None:
         try:
             path = xattrs.entry_path(self._root_fd, probe)
             self._marks.write(path, xattrs.OPAQUE, b"y")
         except OSError as error:
             reason = "its file system has no extended attributes, which deleted directories need"
             raise LayerError("upperdir", upper.path, reason) from error
+
+    @contextlib.contextmanager
+    def _probe(self, suffix: bytes) -> Iterator[bytes]:
+        """Give the name of a directory made for a moment, beside ``work/``."""
+        name = _PROBE + b"%d" % os.getpid() + suffix
+        try:
+            os.mkdir(name, 0o700, dir_fd=self._root_fd)
+        except OSError as error:
+            raise LayerError("workdir", self.path, os.strerror(error.errno or 0)) from error
+        try:
+            yield name
         finally:
-            os.rmdir(probe, dir_fd=self._root_fd)
+            os.rmdir(name, dir_fd=self._root_fd)
 
     def prepare(self) -> None:
         """Make ``work/`` and ``index/``, without what a killed daemon may have left there."""

@@ -16,6 +16,8 @@ import errno
 import os
 from typing import Final
 
+from unionfs.layer import syscalls
+
 #: errno that means "this mark is not there" rather than a failure of the layer.
 _ABSENT: Final = frozenset((errno.ENODATA, errno.EOPNOTSUPP))
 
@@ -36,6 +38,19 @@ WHITEOUT: Final = b"whiteout"
 CAPABILITY: Final = b"security.capability"
 ACL_ACCESS: Final = b"system.posix_acl_access"
 ACL_DEFAULT: Final = b"system.posix_acl_default"
+_ACLS: Final = frozenset((ACL_ACCESS, ACL_DEFAULT))
+#: Bytes for an ACL of few entries, and of as many as there can be: a head of 4, entries of 8.
+_ACL_SIZES: Final = (4 + 8 * 15, 4 + 8 * 8191)
+
+
+def _release() -> tuple[int, int]:
+    """Return the first two numbers of the kernel's version."""
+    major, minor, *_ = os.uname().release.replace("-", ".").split(".")
+    return int(major), int(minor)
+
+
+#: Before Linux 6.2 ids in the ACLs of idmapped mounts are mapped in buffers of whole entries alone.
+_WHOLE_ENTRIES: Final = _release() < (6, 2)
 
 
 def fd_path(fd: int) -> bytes:
@@ -53,10 +68,23 @@ def entry_path(dirfd: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%s" % (dirfd, name)
 
 
+def value(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes:
+    """Return the value of *name*. Raises ``OSError``, ENODATA where there is none."""
+    if name not in _ACLS or not _WHOLE_ENTRIES:
+        return os.getxattr(path, name, follow_symlinks=follow)
+    few, all_possible = _ACL_SIZES
+    try:
+        return syscalls.getxattr(path_to(path), name, few, follow=follow)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        return syscalls.getxattr(path_to(path), name, all_possible, follow=follow)
+
+
 def read(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
     """Return the value of *name*, or ``None`` where there is none."""
     try:
-        return os.getxattr(path, name, follow_symlinks=follow)
+        return value(path, name, follow=follow)
     except OSError as error:
         if error.errno in _ABSENT:
             return None

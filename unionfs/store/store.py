@@ -113,11 +113,12 @@ class Store:
 
         Raises what `Driver.mounts` raises, and `MountError`.
         """
-        from unionfs.driver.attach import attach, detach  # noqa: PLC0415 - the other verbs need it not
+        # ruff: noqa: PLC0415 - what mounts is for the verbs that do
+        from unionfs.driver.attach import attach, detach
+        from unionfs.mount import require_directory
 
         place = self.place(target)
-        if not os.path.isdir(place):
-            raise MountError(f"{target}: not a directory")
+        require_directory(place)
         with self.alone(key):
             self._require_no_volume(key)
             # Who looks meanwhile finds no mount yet, but the process that makes it.
@@ -139,7 +140,7 @@ class Store:
 
         Raises `MountError`, `NotFoundError` when no snapshot of this store is mounted there.
         """
-        from unionfs.driver.attach import detach  # noqa: PLC0415 - the other verbs need it not
+        from unionfs.driver.attach import detach
 
         place = self.place(target)
         with self.alone(self._used_on(place, target).subject.name):

@@ -15,7 +15,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from unionfs.driver.api import Mount
@@ -23,12 +23,12 @@ from unionfs.driver.attach import attach
 from unionfs.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    MountError,
     NotFoundError,
     StoreError,
     UnsupportedError,
 )
 from unionfs.fuse import mounting
+from unionfs.mount import require_directory
 from unionfs.store import views
 from unionfs.store.store import Store
 from unionfs.store.uses import Subject, Use
@@ -305,14 +305,13 @@ class Volumes:
         *extra* are mount options, as ``ro``. Raises `NotFoundError`, and what mounting raises.
         """
         place = self.store.place(target)
-        if not os.path.isdir(place):
-            raise MountError(f"{target}: not a directory")
+        require_directory(place)
         with self.alone(name):
             volume = self.find(name)
             # Who looks meanwhile finds no mount yet, but the process that makes it.
             with self._used(volume, holder or place, place, pid or os.getpid()) as (number, path):
                 bind = "rbind" if "rbind" in volume.options.get("o", "").split(",") else "bind"
-                _bind(path, place, (bind, *extra))
+                attach([Mount("bind", path, (bind, *extra))], place)
                 if pid is None:
                     try:
                         self._uses.outlive(number)
@@ -371,14 +370,6 @@ class Volumes:
     def alone(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Keep other processes and threads from changing or using *name* meanwhile."""
         return self.store.alone(f"volume {name}")
-
-
-def _bind(source: str, target: str, options: Iterable[str]) -> None:
-    try:
-        attach([Mount("bind", source, tuple(options))], target)
-    except MountError as error:
-        hint = "" if os.geteuid() == 0 else f"; without mounting, the files are in {source}"
-        raise MountError(f"{error}{hint}") from error
 
 
 def _subject(volume: Volume) -> Subject:

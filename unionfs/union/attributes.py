@@ -147,7 +147,7 @@ def get_xattr(tree: MergedTree, node: Node, name: bytes) -> bytes:
         if opened is not None and not opened.may_strip:
             fail(errno.ENODATA)  # the kernel asks before the first write to each file
     with tree.object(node) as target:
-        value = os.getxattr(target, stored)
+        value = xattrs.value(target, stored, follow=True)
     mapping = tree.owners.mapping
     return value if mapping is None else mapping.shown_value(name, value)
 
@@ -208,7 +208,7 @@ def _check_flags(target: bytes | int, stored: bytes | None, flags: int) -> None:
     try:
         present = stored is not None
         if stored is not None:
-            os.getxattr(target, stored)
+            xattrs.value(target, stored, follow=True)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.ERANGE):
             raise
@@ -248,7 +248,7 @@ async def remove_xattr(tree: MergedTree, node: Node, name: bytes) -> None:
         fail(errno.ENODATA)
     try:
         with tree.object(node) as target:
-            os.getxattr(target, below)
+            xattrs.value(target, below, follow=True)
     except OSError as error:
         if error.errno == errno.ENODATA and name in _ACLS:
             return  # an ACL that says nothing beyond the mode is never missing

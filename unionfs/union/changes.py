@@ -6,6 +6,8 @@ directory with anything changed inside is itself C, since its entries changed.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,7 +67,9 @@ class _Walk:
         self, merged: Sequence[Directory], below: Sequence[Directory], path: bytes
     ) -> Iterator[Change]:
         """Yield the changes inside a directory: *merged* as shown, *below* without the upper."""
-        for name in sorted(self._touched(merged, below)):
+        with _named(path):
+            touched = sorted(self._touched(merged, below))
+        for name in touched:
             new = merge.find(self._layers, merged, name)
             old = merge.find(self._layers, below, name)
             yield from self._entry(new, old, path + b"/" + name)
@@ -97,10 +101,21 @@ class _Walk:
             yield from self.directory(new.places, below, path)
             return
         # A lower directory at a new place: all that shows in it is new there.
-        for name in sorted(merge.list_names(new.places)):
+        with _named(path):
+            names = sorted(merge.list_names(new.places))
+        for name in names:
             found = merge.find(self._layers, new.places, name)
             if found is not None:
                 yield from self._entry(found, None, path + b"/" + name)
+
+
+@contextlib.contextmanager
+def _named(path: bytes) -> Iterator[None]:
+    """Let errors in the block be about *path*, not about a descriptor that it is open as."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fsdecode(path or b"/")) from error
 
 
 def _uncovered(name: bytes) -> bytes:

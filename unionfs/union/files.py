@@ -149,11 +149,18 @@ class OpenFiles:
                 return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     async def write(
-        self, number: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool
+        self,
+        number: int,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        keeps_set_ids: bool,
+        synced: bool,
     ) -> int:
         """Write all of *data* at *offset*. Waits while the file is copied up.
 
-        Capabilities go, and setuid and setgid unless *keeps_set_ids*.
+        Capabilities go, and setuid and setgid unless *keeps_set_ids*. With *synced* it waits
+        for the disk, even if the file was not opened so.
         """
         handle = self.get(number)
         if handle.flags & os.O_ACCMODE == os.O_RDONLY:
@@ -169,7 +176,7 @@ class OpenFiles:
                 if written:
                     break  # what did arrive is reported; the next write meets the error
                 raise
-        await self.sync_if_asked(handle, opened.fd)
+        await self.sync_if_asked(handle, opened.fd, synced=synced)
         return written
 
     def _refuse_unasked(self, node: FileNode) -> None:
@@ -191,9 +198,9 @@ class OpenFiles:
         if strip_set_ids(self._tree, node, keeps_set_ids=keeps_set_ids):
             self._tree.tell_changed(node)  # of a mode that changes, the kernel knows nothing
 
-    async def sync_if_asked(self, handle: FileHandle, fd: int) -> None:
-        """Bring a change to the disk where the open(2) asked for that."""
-        if handle.flags & _SYNCS and not self._tree.work.volatile:
+    async def sync_if_asked(self, handle: FileHandle, fd: int, *, synced: bool = False) -> None:
+        """Bring a change to the disk where the open(2) asked for that, or the change (*synced*)."""
+        if (synced or handle.flags & _SYNCS) and not self._tree.work.volatile:
             await blocking(os.fsync, fd)
 
     def descriptor(self, node: FileNode) -> int:

@@ -235,9 +235,19 @@ class UnionFS:
         return await self._files.read(handle, offset, size)
 
     async def write(
-        self, handle: int, offset: int, data: bytes | memoryview, *, keeps_set_ids: bool = False
+        self,
+        handle: int,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        keeps_set_ids: bool = False,
+        synced: bool = False,
     ) -> int:
-        return await self._files.write(handle, offset, data, keeps_set_ids=keeps_set_ids)
+        where = handle, offset, data
+        count = await self._files.write(*where, keeps_set_ids=keeps_set_ids, synced=synced)
+        if synced:
+            await self._sync_handles()
+        return count
 
     async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
         await ranges.fallocate(self._tree, self._files, handle, offset, length, mode)
@@ -256,6 +266,7 @@ class UnionFS:
 
     async def fsync(self, handle: int, *, data_only: bool) -> None:
         await self._files.fsync(handle, data_only=data_only)
+        await self._sync_handles()
 
     # Directories
 
@@ -274,3 +285,10 @@ class UnionFS:
             await blocking(os.fdatasync if data_only else os.fsync, fd)
         finally:
             os.close(fd)
+        await self._sync_handles()
+
+    async def _sync_handles(self) -> None:
+        """Bring what NFS clients' handles mean to the disk, with what was synced for them."""
+        exports, work = self._tree.exports, self._tree.stack.work
+        if exports is not None and work is not None and not work.volatile:
+            await blocking(exports.table.sync)
