@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.vm import cache, kernel, network, root, terminal
 from tests.vm.errors import CannotError, MachineError
 from tests.vm.machine import QEMU, Machine
+from tests.vm.outlet import outlet
 
 #: Exit statuses of ours, as env(1) and docker run have them: the machine could not be had or died.
 _FAILED = 125
@@ -82,6 +83,8 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         del given.command[0]
     if bool(given.command) == given.shell and not given.discard:
         parser.error("either COMMAND or --shell")
+    if given.timeout is None and not given.shell:
+        given.timeout = _PATIENCE
     return given
 
 
@@ -96,15 +99,20 @@ def _directory(given: argparse.Namespace) -> Iterator[Path]:
     if "/" in name or name.startswith("."):
         raise CannotError(f"{name}: not a name of a machine")
     path = cache.place() / "machines" / name
-    if given.discard:
-        shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True, exist_ok=True)
-    with (path / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotError(f"{name}: the machine is running") from error
+    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if given.discard:
+            for file in path.iterdir():
+                file.unlink()
         yield path
+        if not any(path.iterdir()):
+            path.rmdir()
+    except BlockingIOError as error:
+        raise CannotError(f"{name}: the machine is running") from error
+    finally:
+        os.close(held)
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -133,20 +141,19 @@ def _run(given: argparse.Namespace) -> int:
         )
         if given.shell:
             cache.say("starting; the end of the shell is the machine's")
-        with terminal.lent() if given.shell else contextlib.nullcontext() as lent:
+        with (
+            terminal.lent() if given.shell else contextlib.nullcontext() as lent,
+            outlet(1) as stdout,
+            outlet(2) as stderr,
+        ):
             return machine.run(
                 given.command,
-                stdout=lambda data: _write(1, data),
-                stderr=lambda data: _write(2, data),
+                stdout=stdout,
+                stderr=stderr,
                 terminal=lent,
                 cut_at=given.crash_after.encode() if given.crash_after else None,
-                seconds=given.timeout or (None if given.shell else _PATIENCE),
+                seconds=given.timeout,
             )
-
-
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def main() -> int:

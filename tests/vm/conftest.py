@@ -51,4 +51,5 @@ def vm() -> Run:
 def machine(vm: Run, scratch: Path) -> Iterator[str]:
     """The name of a machine that is kept for one test."""
     yield scratch.name
-    vm("--machine", scratch.name, "--discard")
+    done = vm("--machine", scratch.name, "--discard")
+    assert done.returncode == 0, done.stderr

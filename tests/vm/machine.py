@@ -7,6 +7,7 @@ can be booted again, also after its power was cut.
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import socket
@@ -16,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.vm import cache, cargo, debian, initramfs
-from tests.vm.errors import MachineError
+from tests.vm.errors import CannotError, MachineError
 from tests.vm.kernel import Kernel
 from tests.vm.memory import require_memory
 from tests.vm.network import End
+from unionfs import sizes
 
 QEMU = "qemu-system-x86_64"
 #: Bytes that a run may write to the disk beside what its own disks get.
@@ -68,6 +70,13 @@ class Machine:
         if not path.exists():
             words = [*backing, str(path), *filter(None, [size])]
             debian.run(["qemu-img", "create", "-q", "-f", "qcow2", *words])
+        elif size:
+            told = json.loads(debian.run(["qemu-img", "info", "--output=json", str(path)]))
+            if told["virtual-size"] != sizes.parse(size):
+                has = sizes.readable(told["virtual-size"])
+                raise CannotError(
+                    f"--disk {size}: the kept machine's has {has}; --discard it first"
+                )
 
     def run(
         self,

@@ -11,7 +11,7 @@ import fcntl
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from tests.vm import cache
 from tests.vm.errors import CannotError
@@ -48,13 +48,8 @@ def plugged(name: str) -> Iterator[End]:
     if found is None:
         raise CannotError(f"{name}: an end of a network is NAME/1 or NAME/2")
     end = End(cache.place() / "networks" / found[1], int(found[2]))
-    end.directory.mkdir(parents=True, exist_ok=True)
     lock = end.directory / f"lock{end.number}"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotError(f"{name}: another machine is there") from error
+    with _locked(lock, name):
         try:
             yield end
         finally:
@@ -62,3 +57,22 @@ def plugged(name: str) -> Iterator[End]:
             lock.unlink()
             with contextlib.suppress(OSError):  # the other one may be there still
                 end.directory.rmdir()
+
+
+def _locked(lock: Path, name: str) -> IO[str]:
+    """Hold the file *lock*, of the end *name*, in a directory that goes with its last end."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = lock.open("w")
+        except FileNotFoundError:
+            continue  # the other end has just gone, and taken the directory along
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise CannotError(f"{name}: another machine is there") from error
+        # Who held it before may have removed it meanwhile.
+        if lock.exists() and lock.samefile(f"/proc/self/fd/{file.fileno()}"):
+            return file
+        file.close()

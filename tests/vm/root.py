@@ -6,6 +6,7 @@ It knows nothing of a kernel, and the checkout itself is not in it: these come w
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 from tests.mounts import REPOSITORY
@@ -34,7 +35,8 @@ def find() -> Path:
     home = (environment / "pyvenv.cfg").read_text().splitlines()[0]
     if home != "home = /usr/bin":
         raise CannotError(f"{environment} is not of Debian's python3 ({home}), which the guest has")
-    needs = (REPOSITORY / "pyproject.toml").read_text()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    needs = (project["dependencies"], project["optional-dependencies"], project["scripts"])
     of = f"{debian.release()} {PACKAGES} {_LEFT_OUT} {SIZE} {needs}"
     return cache.made("root", of, _make) / "root.img"
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.vm import kernel
+from tests.mounts import REPOSITORY
+from tests.vm import cache, kernel
 from tests.vm.conftest import Run, run_vm
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.vm]
@@ -48,6 +54,41 @@ def test_power_is_cut_and_the_disk_is_booted_again(vm: Run, machine: str) -> Non
     done = vm(*kept, "--", "sh", "-c", "mount /dev/vdb /mnt && cat /mnt/synced; dmesg | grep vdb")
     assert done.stdout.startswith("old\n")
     assert "recovery complete" in done.stdout, "it was no power cut"
+    done = vm(*kept, "--disk", "200M", "--", "true")
+    assert done.returncode == 125
+    assert "--disk 200M: the kept machine's has 300.0 MiB" in done.stderr
+
+
+def test_a_machine_is_discarded_unless_it_runs(vm: Run, machine: str) -> None:
+    place = cache.place() / "machines" / machine
+    place.mkdir(parents=True)
+    (place / "disk-0.qcow2").touch()
+    discard = ("--machine", machine, "--discard")
+    held = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = vm(*discard)
+        assert (done.returncode, done.stderr) == (
+            125,
+            f"scripts/vm: {machine}: the machine is running\n",
+        )
+    finally:
+        os.close(held)
+    assert (place / "disk-0.qcow2").exists()
+    assert vm(*discard).returncode == 0
+    assert not place.exists()
+
+
+def test_who_reads_slowly_gets_all(vm: Run) -> None:
+    """Also when what the command has left running holds its pipes."""
+    words = [sys.executable, "-P", "-m", "tests.vm", "--", "sh", "-c", "seq 60000; sleep 100 &"]
+    with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        said = command.stdout.read(1)
+        time.sleep(8)
+        said += command.stdout.read()
+    assert command.returncode == 0
+    assert said == b"".join(b"%d\n" % number for number in range(1, 60001))
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def _union() -> None:
 def server() -> None:
     """Export the union until the client is done."""
     again = _mount_disk()
+    assert again == ("recovery complete" in run("dmesg")), "it was no power cut"
     _union()
     daemons, nfsd = Daemons(), Nfsd(Path("/mnt"))
     nfsd.start()
