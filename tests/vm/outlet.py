@@ -1,4 +1,4 @@
-"""What a guest writes, on its way to who may read it slowly: QEMU drops at its end what nobody took."""
+"""What a guest writes, on its way to a slow reader: QEMU drops at its end what nobody took."""
 
 from __future__ import annotations
 
