@@ -202,6 +202,7 @@ def test_metadata_that_cannot_be_written(scratch: Path, make: Callable[..., Grou
         for key in ("one", "other"):
             with ground.at(key) as root:
                 assert (root / "kept").read_text() == key
+        ground.driver.cleanup()  # of what was tried meanwhile
         ground.driver.prepare("third", "base")
         end(ground)
 

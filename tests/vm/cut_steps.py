@@ -86,6 +86,8 @@ WRITTEN: Final = {
     "overwrite": "large",
     "overwrite and fsync": "large",
 }
+#: What an operation of several calls makes first, and has renamed at its end.
+PASSING: Final = {"replace and fsync": "deep/down/.file.new"}
 
 
 class Change(NamedTuple):

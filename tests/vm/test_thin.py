@@ -26,6 +26,16 @@ def test_what_was_kept_survives_a_power_cut(vm: Run, machine: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_boot_before_each_step(vm: Run, machine: str) -> None:
+    said = ""
+    for step in ("prepared", "written", "committed", "shown"):
+        done = vm("--machine", machine, *_DISKS, "--", _SCENARIO, "step", step)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said += done.stdout
+    assert said.splitlines() == ["base mounted", "in order"]
+
+
+@pytest.mark.slow
 def test_what_is_the_engines_own(vm: Run) -> None:
     """Pools that are full, disks that fail, devices that are no pool yet."""
     done = vm("--", "pytest", "-q", "-rs", *_PLAIN, "tests/driver/test_thin.py", seconds=1800)
