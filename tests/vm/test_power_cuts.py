@@ -89,7 +89,7 @@ def play(
 
 def test_a_few_cuts(vm: Run, machine: str, scratch: Path, watchdog: Watchdog) -> None:
     only = ("append to a large file", "rename lower", "unlink lower", "replace and fsync")
-    play(vm, machine, scratch, watchdog, filesystem="ext4", seed=1, cuts=10, only=only)
+    play(vm, machine, scratch, watchdog, filesystem="ext4", seed=11, cuts=20, only=only)
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ _VERSION: Final = 1
 _SUPER: Final = struct.Struct("<QQQI")
 #: struct log_write_entry: sector, number of sectors, flags, bytes that follow it in its sector.
 _ENTRY: Final = struct.Struct("<QQQQ")
-#: A disk writes a sector whole or not at all, and nothing larger.
-_ATOM: Final = 512
+#: Disks of today write so many bytes whole or not at all, which ext4 counts on, and no more.
+_ATOM: Final = 4096
 
 
 class Flags(enum.IntFlag):
