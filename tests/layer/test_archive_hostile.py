@@ -133,7 +133,6 @@ HOSTILE = {
     "owner -1": ([pax("x", uid="4294967295")], "x", "owner"),
     "owner too large": ([pax("x", gid="99999999999")], "x", "owner"),
     "size of nonsense": ([pax("x", size="nonsense")], "x", "no number"),
-    "negative size": ([pax("x", size="-1000")], "x", "no number"),
     "negative owner": ([pax("x", uid="-1")], "x", "no number"),
     "time too far": ([pax("x", mtime="1e30")], "x", "a time"),
     "time is none": ([pax("x", mtime="nan")], "x", "a time"),
@@ -234,6 +233,19 @@ def cut(data: bytes, at: int) -> bytes:
 
 
 LARGE = archive(GOOD, member("large", data=b"L" * 10_000), member("last", data=b"last"))
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["layer", "plain"])
+def test_a_negative_size_is_refused(scratch: Path, *, plain: bool) -> None:
+    target = scratch / "layer"
+    target.mkdir()
+    data = archive(GOOD, pax("x", size="-1000"), member("after", data=b"after"))
+    # Newer releases of Python read no such header at all.
+    with pytest.raises(ArchiveError, match=r"^(member x: .*no number|after member good: a broken)"):
+        apply_plain(data, target) if plain else apply_layer(data, target, Nothing())
+    assert not (target / "after").exists()
+
+
 BROKEN = {
     "in a header": (cut(LARGE, 1024 + 100), "too early"),
     "between members": (cut(LARGE, 1024), "too early"),
