@@ -13,8 +13,8 @@ PACKAGES=(
   e2fsprogs fuse-overlayfs fuse3 gcc git groff-base iproute2 iptables kmod libc6-dev libcap2-bin
   libfuse3-dev libnfs-utils mmdebstrap netavark nfs-common nfs-ganesha nfs-ganesha-vfs nftables
   pkg-config podman procps python3 python3-dev python3-venv qemu-system-common qemu-system-x86
-  qemu-utils rpcbind ruby runc skopeo slirp4netns systemd thin-provisioning-tools tini uidmap
-  util-linux xfsprogs zstd
+  qemu-utils rpcbind ruby runc shellcheck skopeo slirp4netns systemd thin-provisioning-tools tini
+  uidmap util-linux xfsprogs zstd
 )
 
 step() { printf '\n==> %s\n' "$*"; }

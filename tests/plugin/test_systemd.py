@@ -45,7 +45,7 @@ def test_they_say_what_the_command_does() -> None:
 def test_services_have_the_mounts_of_the_host(name: str) -> None:
     """These are all that they have: any other may give them a mount namespace of their own."""
     programs = {"Type", "EnvironmentFile", "ExecStartPre", "ExecStart"}
-    harmless = {*programs, "KillMode", "Restart", "TimeoutStopSec"}
+    harmless = {*programs, "KillMode", "Restart", "TimeoutStartSec", "TimeoutStopSec"}
     assert set(unit(name)["Service"]) <= harmless
 
 

@@ -72,18 +72,20 @@ class Booted:
         """Run a *script* of bash's in it; status 255 means that it does not answer."""
         known = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
         quiet = ("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes")
-        return subprocess.run(
-            [
-                *("ssh", "-F", "none", *known, *quiet, "-i", str(self._key)),
-                *("-p", str(self._port), f"{user}@127.0.0.1", "bash -s"),
-            ],
-            input=script,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        words = ["ssh", "-F", "none", *known, *quiet, "-i", str(self._key)]
+        words += ["-p", str(self._port), f"{user}@127.0.0.1", "bash -s"]
+        try:
+            return subprocess.run(
+                words,
+                input=script,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(words, 255, f"not done after {seconds:.0f} s")
 
     def power_off(self) -> None:
         """Shut it down as its user would. Raises `MachineError`."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 from tests.mounts import REPOSITORY
@@ -27,12 +28,15 @@ def write(path: Path) -> None:
     disk = stock.find()
     size = disk.stat().st_size
     cache.require_room(path.parent, size + (1 << 20))
-    unfinished = path.with_name(path.name + ".new")
+    # Others may write to the directory: no name that they could have made a link of.
+    fd, name = tempfile.mkstemp(prefix=".", suffix=".box", dir=path.parent)
+    unfinished = Path(name)
     try:
-        with tarfile.open(unfinished, "w") as tar:
+        with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
             _add(tar, "metadata.json", json.dumps(METADATA).encode())
             _add(tar, "Vagrantfile", b'Vagrant.configure("2") { }\n')
             tar.add(disk, "box.img")
+        unfinished.chmod(0o644)
         _belongs_to_its_directory(unfinished)
         unfinished.rename(path)
     finally:
@@ -50,7 +54,7 @@ def _belongs_to_its_directory(path: Path) -> None:
     """Leave nothing that only root can remove to whoever used sudo."""
     owner = path.parent.stat()
     for made in (path, *path.rglob("*")):
-        os.chown(made, owner.st_uid, owner.st_gid)
+        os.lchown(made, owner.st_uid, owner.st_gid)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

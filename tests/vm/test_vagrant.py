@@ -104,8 +104,10 @@ def test_vagrant_understands_it(scratch: Path) -> None:
 def test_a_provider_that_is_missing_is_said(
     scratch: Path, words: tuple[str, ...], said: str
 ) -> None:
-    if Path("/run/libvirt/libvirt-sock").exists():
+    if any(Path(f"/run/libvirt/{name}").exists() for name in ("libvirt-sock", "virtqemud-sock")):
         pytest.skip("libvirtd runs here")
+    if shutil.which("VBoxManage"):
+        pytest.skip("VirtualBox is installed")
     done = vagrant(scratch, "up", *words)
     assert done.returncode == 1
     assert said in done.stdout
@@ -173,7 +175,9 @@ class Machines:
             time.sleep(5)
 
     def virsh(self, *words: str) -> str:
-        return self._libvirt.run("virsh", *words).stdout
+        done = self._libvirt.run("virsh", *words)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
 
     def close(self) -> None:
         self._libvirt.close()
@@ -185,6 +189,7 @@ def machines(scratch: Path) -> Iterator[Machines]:
     if lacking := missing():
         pytest.skip(f"not installed: {', '.join(lacking)}")
     path = scratch / "unionfs.box"
+    had_wheels = (HERE / "wheels").exists()
     try:
         box.bring_wheels(HERE / "wheels")
         box.write(path)
@@ -202,6 +207,8 @@ def machines(scratch: Path) -> Iterator[Machines]:
         yield made
     finally:
         made.close()
+        if not had_wheels:
+            shutil.rmtree(HERE / "wheels")
 
 
 @pytest.mark.needs_root
