@@ -94,13 +94,12 @@ def _resolve_target(target: bytes) -> bytes:
         raise MountError(f"{os.fsdecode(target)}: {error.strerror}") from error
     if place == b"/proc":
         raise MountError("/proc: the daemon needs it, a union cannot take its place")
-    require_directory(target)
+    require_directory(target, os.fsdecode(target))
     return place
 
 
-def require_directory(target: str | bytes) -> None:
-    """Raise `MountError` unless *target* is a directory, on which something can be mounted."""
-    shown = os.fsdecode(target)
+def require_directory(target: str | bytes, shown: str) -> None:
+    """Raise `MountError`, about *shown*, unless *target* is a directory to mount something on."""
     try:
         if stat.S_ISDIR(os.stat(target).st_mode):
             return

@@ -50,7 +50,7 @@ def attach(
     With a *home* the daemons of unions go there, as `unionfs.mount.mount` has it.
     Raises `MountError` with what mount(8) says, and leaves nothing mounted then.
     """
-    require_directory(target)
+    require_directory(target, target)
     done = 0
     try:
         for one in mounts:

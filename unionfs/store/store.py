@@ -118,7 +118,7 @@ class Store:
         from unionfs.mount import require_directory
 
         place = self.place(target)
-        require_directory(place)
+        require_directory(place, target)
         with self.alone(key):
             self._require_no_volume(key)
             # Who looks meanwhile finds no mount yet, but the process that makes it.

@@ -305,7 +305,7 @@ class Volumes:
         *extra* are mount options, as ``ro``. Raises `NotFoundError`, and what mounting raises.
         """
         place = self.store.place(target)
-        require_directory(place)
+        require_directory(place, target)
         with self.alone(name):
             volume = self.find(name)
             # Who looks meanwhile finds no mount yet, but the process that makes it.
