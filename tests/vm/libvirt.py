@@ -1,4 +1,7 @@
-"""libvirtd of one test's own, and Vagrant with it; nothing of either is left at the end."""
+"""libvirtd of one test's own, and Vagrant with it.
+
+Nothing of either is left at the end, but for directories of libvirt's that were missing, empty.
+"""
 
 from __future__ import annotations
 
