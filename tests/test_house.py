@@ -39,13 +39,14 @@ MAY_IMPORT = {
     "driver": {
         *("database", "driver", "errors", "filelocks", "fuse.mounting", "layer", "mount"),
         "namespace",
-        *("options", "optstring", "optwords", "registry", "reserve", "sizes", "union.changes"),
-        "unmount",
+        *("ondisk", "options", "optstring", "optwords", "registry", "reserve", "sizes"),
+        *("union.changes", "unmount"),
     },
     "store": {
         *("database", "driver", "errors", "filelocks", "fuse.mounting", "layer", "mount"),
         "namespace",
         *(
+            "ondisk",
             "options",
             "optstring",
             "optwords",
@@ -58,6 +59,7 @@ MAY_IMPORT = {
     },
     "database": {"errors", "reserve"},
     "filelocks": set(),
+    "ondisk": set(),
     "reserve": set(),
     "sizes": set(),
     "container": {

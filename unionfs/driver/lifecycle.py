@@ -20,6 +20,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Self
 
+from unionfs import ondisk
 from unionfs.driver.api import Driver, Info, Kind, Mount, Usage
 from unionfs.driver.metadata import Metadata, Snapshot, check_key, check_labels
 from unionfs.driver.usage import disk_usage, kept_from_writing, mounted_from
@@ -293,11 +294,7 @@ class SnapshotDriver(Driver):
             os.rename(place, self._path(_OLD + _unlikely()))
         os.rename(directory, place)
         # Before the row: after a power cut there is no name without its directory.
-        fd = os.open(self._snapshots, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        ondisk.sync(self._snapshots)
 
     def _clear(self, name: str) -> bool:
         """Remove the left-over directory *name*, unless its maker is still at it."""

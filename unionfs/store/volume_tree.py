@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from unionfs import ondisk
 from unionfs.driver.api import Driver, Mount, plain_directory
 from unionfs.driver.attach import attach, detach
 from unionfs.errors import FailedPreconditionError, MountError, NotFoundError, StoreError
@@ -108,11 +109,7 @@ class VolumeTree:
         """
         if os.path.islink(self.mountpoint):
             os.unlink(self.mountpoint)
-            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            ondisk.sync(self._directory)
 
     def show(self, users: Sequence[str]) -> str:
         """Let the files be seen in a directory, and return it; *users* use them already.

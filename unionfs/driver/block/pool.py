@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from unionfs import ondisk
 from unionfs.driver import programs
 from unionfs.driver.block import blockdev
 from unionfs.driver.block.locks import Locks
@@ -272,8 +273,4 @@ def write(path: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(path + ".new", path)
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    ondisk.sync(os.path.dirname(path))

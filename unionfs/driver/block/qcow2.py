@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from unionfs import ondisk
 from unionfs.driver import programs
 from unionfs.driver.block import export
 from unionfs.driver.block.engine import Engine
@@ -54,7 +55,7 @@ class Qcow2Engine(Engine):
     def create(self, device: int, size: int) -> None:
         with self._made(device) as image:
             programs.run([*_CREATE, image, str(size)])
-            _sync(image)
+            ondisk.sync(image)
 
     def snap(self, device: int, origin: int, size: int) -> None:
         if not os.path.exists(self.image(origin)):
@@ -74,7 +75,7 @@ class Qcow2Engine(Engine):
         image = self.image(device)
         try:
             yield image
-            _sync(self._images)
+            ondisk.sync(self._images)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(image)
@@ -93,7 +94,7 @@ class Qcow2Engine(Engine):
         try:
             origin = ("-b", _NO_ORIGIN, "-F", "qcow2")
             programs.run([*_CREATE, "-u", *origin, made, str(size)])
-            _sync(made)
+            ondisk.sync(made)
             os.rename(made, path)
         except BaseException:
             os.unlink(made)
@@ -132,7 +133,7 @@ class Qcow2Engine(Engine):
 
     def seal(self, device: int) -> None:
         image = self.image(device)
-        _sync(image)
+        ondisk.sync(image)
         os.chmod(image, 0o400)
 
     def check(self, device: int) -> None:
@@ -169,11 +170,3 @@ def _nodes(device: int, image: str, *, read_only: bool) -> list[Mapping[str, Any
         {"driver": "file", "node-name": file, "filename": image, **common},
         {"driver": "qcow2", "node-name": _node_name(device), "file": file, **common},
     ]
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
