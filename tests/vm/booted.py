@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.vm import cache, cargo, debian, stock, wheels
 from tests.vm.errors import MachineError
-from tests.vm.machine import QEMU, kvm_is_real
+from tests.vm.machine import drive, qemu
 from tests.vm.memory import require_memory
 
 #: MiB.
@@ -103,19 +103,13 @@ class Booted:
             self._qemu.wait()
 
     def _command(self) -> Iterator[str]:
-        yield from ("setpriv", "--pdeathsig", "KILL", "--", QEMU, "-nodefaults", "-no-user-config")
-        yield from ("-accel", "kvm" if kvm_is_real() else "tcg", "-display", "none")
-        yield from ("-m", str(_MEMORY), "-smp", "1", "-device", "virtio-rng-pci")
+        yield from qemu(_MEMORY)
         yield from ("-serial", f"file:{self.console}")
         yield from ("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self._port}-:22")
         yield from ("-device", "virtio-net-pci,netdev=net")
-        for serial, what in (
-            ("root", f"format=qcow2,discard=unmap,file={self._disk}"),
-            ("layers", f"format=raw,file={self.layers}"),
-            ("cargo", f"format=raw,read-only=on,file={self.directory / 'cargo.tar'}"),
-        ):
-            yield from ("-drive", f"if=none,id={serial},{what}")
-            yield from ("-device", f"virtio-blk-pci,drive={serial},serial={serial}")
+        yield from drive("root", f"format=qcow2,discard=unmap,file={self._disk}")
+        yield from drive("layers", f"format=raw,file={self.layers}")
+        yield from drive("cargo", f"format=raw,read-only=on,file={self.directory / 'cargo.tar'}")
         credential = base64.b64encode(self._lets_us_in().encode()).decode()
         value = f"io.systemd.credential.binary:tmpfiles.extra={credential}"
         yield from ("-smbios", f"type=11,value={value}")

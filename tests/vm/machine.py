@@ -134,9 +134,8 @@ class Machine:
 
     def _command(self, pipes: dict[str, int]) -> Iterator[str]:
         """Yield the words of the command that starts QEMU with the ends of *pipes*."""
-        yield from ("setpriv", "--pdeathsig", "KILL", "--", QEMU, "-nodefaults", "-no-user-config")
-        yield from ("-accel", "kvm" if kvm_is_real() else "tcg", "-display", "none", "-no-reboot")
-        yield from ("-m", str(self._memory), "-smp", "1", "-device", "virtio-rng-pci")
+        yield from qemu(self._memory)
+        yield "-no-reboot"
         yield from (
             "-kernel",
             str(self._kernel.vmlinux),
@@ -149,9 +148,9 @@ class Machine:
         yield from ("-append", words)
         writable = {"root": self._disk("root"), **{path.stem: path for path in self._own}}
         for serial, path in writable.items():
-            yield from _drive(serial, f"format=qcow2,cache=writeback,discard=unmap,file={path}")
-        yield from _drive("modules", f"format=raw,read-only=on,file={self._kernel.modules_image}")
-        yield from _drive("cargo", f"format=raw,read-only=on,file={self.directory / 'cargo.tar'}")
+            yield from drive(serial, f"format=qcow2,cache=writeback,discard=unmap,file={path}")
+        yield from drive("modules", f"format=raw,read-only=on,file={self._kernel.modules_image}")
+        yield from drive("cargo", f"format=raw,read-only=on,file={self.directory / 'cargo.tar'}")
         yield from ("-device", "virtio-serial-pci")
         for number, (name, end) in enumerate(pipes.items()):
             yield from ("-add-fd", f"fd={end},set={number}")
@@ -164,7 +163,15 @@ class Machine:
             yield from self._end.devices()
 
 
-def _drive(serial: str, what: str) -> tuple[str, ...]:
+def qemu(memory: int) -> Iterator[str]:
+    """Yield the words that a guest of *memory* MiB begins with; it ends when we do."""
+    yield from ("setpriv", "--pdeathsig", "KILL", "--", QEMU, "-nodefaults", "-no-user-config")
+    yield from ("-accel", "kvm" if kvm_is_real() else "tcg", "-display", "none")
+    yield from ("-m", str(memory), "-smp", "1", "-device", "virtio-rng-pci")
+
+
+def drive(serial: str, what: str) -> tuple[str, ...]:
+    """Return the words for a disk, *what* as -drive has it, that the guest knows by *serial*."""
     device = f"virtio-blk-pci,drive={serial},serial={serial}"
     return ("-drive", f"if=none,id={serial},{what}", "-device", device)
 
