@@ -23,6 +23,14 @@ class Garbage:
         os.close(self.descriptor)
 
 
+def told_by(reader: int) -> list[int]:
+    """Wait for a daemon's end; the numbers that it has told beside its own."""
+    with open(reader, "rb") as pipe:
+        pid, *told = map(int, pipe.read().split())
+    os.waitpid(pid, 0)
+    return told
+
+
 def test_what_the_caller_has_not_collected_costs_the_daemon_nothing() -> None:
     """It once closed a file of the caller's garbage, and lost what it opened under its number."""
     reader, writer = os.pipe()
@@ -41,9 +49,7 @@ def test_what_the_caller_has_not_collected_costs_the_daemon_nothing() -> None:
         gc.enable()
         os.close(writer)
         gc.collect()
-    with open(reader, "rb") as pipe:
-        pid = int(pipe.read())
-    os.waitpid(pid, 0)
+    told_by(reader)
 
 
 def test_descriptors_beyond_the_limit_of_files_are_let_go() -> None:
@@ -62,9 +68,7 @@ def test_descriptors_beyond_the_limit_of_files_are_let_go() -> None:
     finally:
         os.close(high)
         os.close(writer)
-    with open(reader, "rb") as pipe:
-        pid, is_open = map(int, pipe.read().split())
-    os.waitpid(pid, 0)
+    (is_open,) = told_by(reader)
     assert not is_open
 
 
@@ -84,7 +88,5 @@ def test_signals_of_the_daemon_are_not_written_to_the_callers_pipe() -> None:
     finally:
         signal.set_wakeup_fd(before)
         os.close(writer)
-    with open(reader, "rb") as pipe:
-        pid, told = map(int, pipe.read().split())
-    os.waitpid(pid, 0)
+    (told,) = told_by(reader)
     assert told == -1
